@@ -25,7 +25,7 @@ def cc_proto(name, srcs, deps = [], grpc = False, visibility = None):
         outs = headers + sources,
         cmd = "protoc -I. -I/usr/include %s %s" % (
             options,
-            " ".join(["$(location %s)" % s if s.startswith(":") else native.package_name() + "/" + s for s in srcs]),
+            " ".join([native.package_name() + "/" + s for s in srcs]),
         ),
     )
     native.cc_library(
