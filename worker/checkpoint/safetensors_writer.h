@@ -1,0 +1,68 @@
+// Writes safetensors files: in one call when all tensors are in memory (side networks, training
+// checkpoints), or tensor by tensor (model import).
+#ifndef QST_WORKER_CHECKPOINT_SAFETENSORS_WRITER_H_
+#define QST_WORKER_CHECKPOINT_SAFETENSORS_WRITER_H_
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/dtype.h"
+#include "worker/checkpoint/file_io.h"
+
+namespace qst {
+
+// One tensor to be written. data: row-major, little endian, NumBytes() long; not owned.
+struct SafetensorsEntry {
+  std::string name;
+  DType dtype = DType::kF32;
+  std::vector<std::int64_t> shape;  // empty: a scalar
+  const void* data = nullptr;
+
+  // -1 if a dimension is negative or the product overflows.
+  std::int64_t NumBytes() const;
+};
+
+using SafetensorsMetadata = std::map<std::string, std::string>;
+
+// Writes all of `tensors`, in this order, to `path`: first to "<path>.tmp", synced, then renamed, so that a
+// reader or a crash never meets half a file. Tensor data starts at a multiple of 64 bytes; tensors follow
+// each other without gaps (the format allows none), so put those with larger elements first.
+// Errors   kInvalidArgument: empty or repeated name, bad shape. kResourceExhausted: disk full.
+//          kNotFound, kPermissionDenied: folder missing or not writable.
+[[nodiscard]] absl::Status WriteSafetensors(const std::string& path, const std::vector<SafetensorsEntry>& tensors,
+                                            const SafetensorsMetadata& metadata);
+
+// The same for tensors that come one after another and never lie in memory together. The entries' data
+// pointers are ignored; Append must deliver their bytes in order, in pieces of any size. Without Finish
+// nothing appears under `path`. Not thread-safe.
+class SafetensorsStreamWriter {
+ public:
+  static absl::StatusOr<std::unique_ptr<SafetensorsStreamWriter>> Create(const std::string& path,
+                                                                         const std::vector<SafetensorsEntry>& tensors,
+                                                                         const SafetensorsMetadata& metadata);
+
+  // kFailedPrecondition if this is more than the entries need.
+  [[nodiscard]] absl::Status Append(const void* data, std::uint64_t num_bytes);
+  // Syncs and renames. kFailedPrecondition if bytes are missing.
+  [[nodiscard]] absl::Status Finish();
+
+  std::uint64_t file_bytes() const { return file_->size(); }  // written so far
+  // SHA-256 of the whole file; call once, after Finish.
+  std::string HexDigest() { return sha256_.HexDigest(); }
+
+ private:
+  SafetensorsStreamWriter(std::unique_ptr<AtomicFile> file, std::uint64_t expected_bytes);
+
+  std::unique_ptr<AtomicFile> file_;
+  std::uint64_t remaining_bytes_;
+  Sha256 sha256_;
+};
+
+}  // namespace qst
+
+#endif  // QST_WORKER_CHECKPOINT_SAFETENSORS_WRITER_H_
