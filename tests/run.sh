@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# The whole test run: installs dependencies, builds everything, runs all tests.
+#
+#   tests/run.sh            unit and end-to-end tests (optimised build)
+#   tests/run.sh --ci       also: unit tests under ASan and UBSan, every fuzzer for 60 s
+#
+# Tests that use the optional data folder (QST_SHARED_DATA, default ../shared/data) skip without it and say so.
+# The last line counts test targets: "N passed, N failed, N skipped".
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+full=false
+case "${1:-}" in
+  "") ;;
+  --ci) full=true ;;
+  *) echo "tests/run.sh: unknown argument '$1'; the only one is --ci" >&2; exit 2 ;;
+esac
+
+if [[ -z "${QST_SHARED_DATA:-}" && -d ../shared/data ]]; then
+  QST_SHARED_DATA=$(cd ../shared/data && pwd)
+fi
+export QST_SHARED_DATA=${QST_SHARED_DATA:-}
+
+started=$SECONDS
+say() { printf '\n== %s (%d s)\n' "$*" $((SECONDS - started)); }
+
+say "Dependencies"
+deploy/install_deps.sh --tests
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+passed=0 failed=0 skipped=0
+
+# Runs `bazel test` with the given arguments and adds its targets to the counts.
+run_tests() {
+  local status=0
+  bazel test --config=ci --test_env=QST_SHARED_DATA --test_summary=short --keep_going "$@" 2>&1 | tee "$log" || status=$?
+  local p f
+  p=$(grep -cE '^//[^ ]+ +(\(cached\) )?PASSED' "$log" || true)
+  f=$(grep -cE '^//[^ ]+ +(\(cached\) )?(FAILED|TIMEOUT|NO STATUS|FLAKY|INCOMPLETE)' "$log" || true)
+  # A build that breaks counts as one failure, so that the run cannot look green.
+  [[ $status -ne 0 && $f -eq 0 ]] && f=1
+  passed=$((passed + p)) failed=$((failed + f))
+}
+
+say "Build and unit tests"
+run_tests //...
+
+say "Skipped test cases"
+# Bazel hides the output of tests that pass; skips must stay visible.
+testlogs=$(bazel info bazel-testlogs 2>/dev/null)
+skips=$(find "$testlogs" -name test.log -exec grep -hE '^\[  SKIPPED \] [A-Za-z0-9_/.]+$|Skipped$' -A0 {} + 2>/dev/null | sort -u || true)
+skipped=$(printf '%s' "$skips" | grep -cE 'SKIPPED' || true)
+printf '%s\n' "${skips:-none}"
+
+if $full; then
+  say "Unit tests under AddressSanitizer"
+  run_tests --config=asan --test_tag_filters=-e2e,-bench,-nosan --build_tests_only //...
+  say "Unit tests under UndefinedBehaviorSanitizer"
+  run_tests --config=ubsan --test_tag_filters=-e2e,-bench,-nosan --build_tests_only //...
+  say "Fuzzers, ${QST_FUZZ_SECONDS:-60} s each"
+  if tests/fuzz/run.sh "${QST_FUZZ_SECONDS:-60}"; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+fi
+
+say "Done"
+printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
+[[ $failed -eq 0 && $passed -gt 0 ]]
