@@ -1,0 +1,165 @@
+#include "worker/text/regex.h"
+
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/support/status_macros.h"
+#include "worker/text/utf8.h"
+
+namespace qst {
+namespace {
+
+constexpr size_t kJitStackBytes = 4 << 20;
+// Steps of one match attempt; far above what a tokenizer's pattern needs on any text.
+constexpr uint32_t kMatchLimit = 50'000'000;
+
+struct Pcre2Deleter {
+  void operator()(pcre2_code* p) const { pcre2_code_free(p); }
+  void operator()(pcre2_compile_context* p) const { pcre2_compile_context_free(p); }
+  void operator()(pcre2_match_data* p) const { pcre2_match_data_free(p); }
+  void operator()(pcre2_match_context* p) const { pcre2_match_context_free(p); }
+  void operator()(pcre2_jit_stack* p) const { pcre2_jit_stack_free(p); }
+};
+template <typename T>
+using Pcre2Ptr = std::unique_ptr<T, Pcre2Deleter>;
+
+std::string Pcre2Message(int code) {
+  PCRE2_UCHAR buffer[256];
+  pcre2_get_error_message(code, buffer, sizeof(buffer));
+  return reinterpret_cast<const char*>(buffer);
+}
+
+absl::Status Differs(absl::string_view pattern, absl::string_view what) {
+  return absl::UnimplementedError(absl::StrCat("pattern \"", pattern, "\": ", what, " is not supported"));
+}
+
+// Rewrites what is spelled alike and means something else. PCRE2's \s has U+180E, Oniguruma's is the
+// property White_Space.
+absl::StatusOr<std::string> ToPcre2Syntax(absl::string_view pattern) {
+  std::string result;
+  bool in_class = false;
+  for (size_t i = 0; i < pattern.size(); ++i) {
+    const char c = pattern[i];
+    const char next = i + 1 < pattern.size() ? pattern[i + 1] : '\0';
+    if (c == '\\') {
+      ++i;
+      if (next == 's') {
+        result += "\\p{White_Space}";
+      } else if (next == 'S') {
+        result += "\\P{White_Space}";
+      } else if (next == 'h' || next == 'H' || next == 'Q' || next == 'E' || next == 'K' || next == 'C') {
+        return Differs(pattern, absl::StrCat("\\", absl::string_view(&next, 1)));
+      } else {
+        result += c;
+        if (i < pattern.size()) result += next;
+        // \p{L}: these braces are no quantifier.
+        if (i + 1 < pattern.size() && pattern[i + 1] == '{') {
+          const size_t end = pattern.find('}', i);
+          if (end == absl::string_view::npos) return Differs(pattern, "a brace without end");
+          result.append(pattern.data() + i + 1, end - i);
+          i = end;
+        }
+      }
+      continue;
+    }
+    if (in_class) {
+      if (c == '[' && next != ':') return Differs(pattern, "a class within a class");
+      if (c == '[') {
+        const size_t end = pattern.find(":]", i + 2);
+        if (end == absl::string_view::npos) return Differs(pattern, "a class within a class");
+        result.append(pattern.data() + i, end + 2 - i);
+        i = end + 1;
+        continue;
+      }
+      if (c == '&' && next == '&') return Differs(pattern, "&& in a class");
+      if (c == ']') in_class = false;
+    } else if (c == '[') {
+      in_class = true;
+      result += c;
+      if (next == '^') {
+        result += next;
+        ++i;
+      }
+      // A bracket that comes first is an ordinary member in PCRE2, an error or an empty class elsewhere.
+      if (i + 1 < pattern.size() && pattern[i + 1] == ']') return Differs(pattern, "an empty class");
+      continue;
+    } else if (c == '}' && next == '+') {
+      return Differs(pattern, "}+");
+    } else if (c == '(' && next == '*') {
+      return Differs(pattern, "a verb (*...)");
+    }
+    result += c;
+  }
+  return result;
+}
+
+}  // namespace
+
+struct Regex::Code {
+  Pcre2Ptr<pcre2_code> code;
+  std::string pattern;
+};
+
+absl::StatusOr<Regex> Regex::Compile(absl::string_view pattern) {
+  if (!IsValidUtf8(pattern)) return absl::InvalidArgumentError("a pattern is not valid UTF-8");
+  QST_ASSIGN_OR_RETURN(const std::string translated, ToPcre2Syntax(pattern));
+  Pcre2Ptr<pcre2_compile_context> context(pcre2_compile_context_create(nullptr));
+  pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
+  // Ruby's ^ and $ are those of lines, always.
+  const uint32_t options = PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C;
+  int error = 0;
+  PCRE2_SIZE offset = 0;
+  auto code = std::make_shared<Code>();
+  code->pattern = std::string(pattern);
+  code->code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(), options, &error,
+                                 &offset, context.get()));
+  if (code->code == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("pattern \"", pattern, "\" does not compile: ", Pcre2Message(error)));
+  }
+  // Without JIT (a kernel that forbids it), PCRE2 interprets the pattern: slower, same matches.
+  pcre2_jit_compile(code->code.get(), PCRE2_JIT_COMPLETE);
+  return Regex(std::move(code));
+}
+
+absl::StatusOr<std::vector<TextRange>> Regex::FindAll(absl::string_view text) const {
+  std::vector<TextRange> matches;
+  if (text.empty()) return matches;
+  Pcre2Ptr<pcre2_match_data> data(pcre2_match_data_create_from_pattern(code_->code.get(), nullptr));
+  Pcre2Ptr<pcre2_match_context> context(pcre2_match_context_create(nullptr));
+  pcre2_set_match_limit(context.get(), kMatchLimit);
+  Pcre2Ptr<pcre2_jit_stack> stack;
+  size_t offset = 0;
+  while (offset <= text.size()) {
+    auto match = [&] {
+      return pcre2_match(code_->code.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), offset,
+                         PCRE2_NO_UTF_CHECK, data.get(), context.get());
+    };
+    int count = match();
+    if (count == PCRE2_ERROR_JIT_STACKLIMIT && stack == nullptr) {
+      stack.reset(pcre2_jit_stack_create(32 << 10, kJitStackBytes, nullptr));
+      pcre2_jit_stack_assign(context.get(), nullptr, stack.get());
+      count = match();
+    }
+    if (count == PCRE2_ERROR_NOMATCH) break;
+    if (count < 0) {
+      return absl::ResourceExhaustedError(absl::StrCat("pattern \"", code_->pattern, "\" failed on a text of ",
+                                                       text.size(), " bytes: ", Pcre2Message(count)));
+    }
+    const PCRE2_SIZE* found = pcre2_get_ovector_pointer(data.get());
+    // \K could put the start after the end; it is refused above, but a range must never be inverted.
+    if (found[1] < found[0]) return absl::InternalError("a match that ends before it starts");
+    matches.push_back({found[0], found[1]});
+    offset = found[1];
+    if (found[0] == found[1]) {
+      if (offset >= text.size()) break;
+      offset += Utf8CharAt(text, offset).num_bytes;
+    }
+  }
+  return matches;
+}
+
+}  // namespace qst
