@@ -1,0 +1,19 @@
+#include "kernels/cpu/loss.h"
+#include "kernels/op_checks.h"
+#include "kernels/ops.h"
+#include "proto/support/status_macros.h"
+
+namespace qst {
+
+absl::Status CrossEntropy(const OpContext& ctx, const MatrixView& logits, const std::int32_t* targets, float scale,
+                          bool want_grad, float* losses, std::int32_t* argmax) {
+  constexpr char kOp[] = "CrossEntropy";
+  QST_ASSIGN_OR_RETURN(const cpu::Exec exec, CpuExec(kOp, ctx));
+  QST_RETURN_IF_ERROR(CheckF32(kOp, "logits", logits));
+  QST_RETURN_IF_ERROR(CheckIndices(kOp, "targets", targets, logits.rows, logits.cols));
+  QST_RETURN_IF_ERROR(CheckPointer(kOp, "losses", losses, logits.rows));
+  if (!logits.empty()) cpu::CrossEntropy(exec, logits, targets, scale, want_grad, losses, argmax);
+  return absl::OkStatus();
+}
+
+}  // namespace qst
