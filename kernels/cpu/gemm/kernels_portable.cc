@@ -1,0 +1,143 @@
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/cpu/gemm/kernels.h"
+#include "kernels/dtype_convert.h"
+
+namespace qst {
+namespace cpu {
+namespace {
+
+constexpr int kMr = 4;
+constexpr int kNr = 8;
+
+template <int kRows>
+void MultiplyRows(std::int64_t depth, const float* a, const float* b, const float* bias, bool load_c, float* c,
+                  std::int64_t ldc) {
+  float acc[kRows][kNr];
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kNr; ++j) {
+      acc[i][j] = load_c ? c[i * ldc + j] : 0.0f;
+      if (bias != nullptr) acc[i][j] += bias[j];
+    }
+  }
+  for (std::int64_t kk = 0; kk < depth; ++kk) {
+    for (int i = 0; i < kRows; ++i) {
+      for (int j = 0; j < kNr; ++j) acc[i][j] += a[i] * b[j];
+    }
+    a += kRows;
+    b += kNr;
+  }
+  for (int i = 0; i < kRows; ++i) {
+    for (int j = 0; j < kNr; ++j) c[i * ldc + j] = acc[i][j];
+  }
+}
+
+// cols is always kNr: this set's panels are one "register" wide.
+void Multiply(int rows, int /*cols*/, std::int64_t depth, const float* a, const float* b, const float* bias,
+              bool load_c, float* c, std::int64_t ldc) {
+  switch (rows) {
+    case 1:
+      return MultiplyRows<1>(depth, a, b, bias, load_c, c, ldc);
+    case 2:
+      return MultiplyRows<2>(depth, a, b, bias, load_c, c, ldc);
+    case 3:
+      return MultiplyRows<3>(depth, a, b, bias, load_c, c, ldc);
+    default:
+      return MultiplyRows<4>(depth, a, b, bias, load_c, c, ldc);
+  }
+}
+
+// Element i of `source`, which may lie at any address (memory-mapped checkpoints).
+template <DType kType>
+float LoadElem(const char* source, std::int64_t i) {
+  if (kType == DType::kF32) {
+    float value;
+    std::memcpy(&value, source + i * 4, 4);
+    return value;
+  }
+  std::uint16_t bits;
+  std::memcpy(&bits, source + i * 2, 2);
+  return kType == DType::kBF16 ? BF16ToF32(bits) : F16ToF32(bits);
+}
+
+template <DType kType>
+void PackRowsAs(const void* source, std::int64_t ld, int rows, std::int64_t depth, int width, float* out) {
+  const char* bytes = static_cast<const char*>(source);
+  for (int i = 0; i < rows; ++i) {
+    for (std::int64_t kk = 0; kk < depth; ++kk) out[kk * width + i] = LoadElem<kType>(bytes, i * ld + kk);
+  }
+  for (int i = rows; i < width; ++i) {
+    for (std::int64_t kk = 0; kk < depth; ++kk) out[kk * width + i] = 0.0f;
+  }
+}
+
+template <DType kType>
+void PackColsAs(const void* source, std::int64_t ld, std::int64_t depth, int cols, int width, float* out) {
+  const char* bytes = static_cast<const char*>(source);
+  for (std::int64_t kk = 0; kk < depth; ++kk) {
+    for (int i = 0; i < cols; ++i) out[kk * width + i] = LoadElem<kType>(bytes, kk * ld + i);
+    for (int i = cols; i < width; ++i) out[kk * width + i] = 0.0f;
+  }
+}
+
+void PackRows(DType dtype, const void* source, std::int64_t ld, int rows, std::int64_t depth, int width,
+              float* out) {
+  switch (dtype) {
+    case DType::kF16:
+      return PackRowsAs<DType::kF16>(source, ld, rows, depth, width, out);
+    case DType::kBF16:
+      return PackRowsAs<DType::kBF16>(source, ld, rows, depth, width, out);
+    default:
+      return PackRowsAs<DType::kF32>(source, ld, rows, depth, width, out);
+  }
+}
+
+void PackCols(DType dtype, const void* source, std::int64_t ld, std::int64_t depth, int cols, int width,
+              float* out) {
+  switch (dtype) {
+    case DType::kF16:
+      return PackColsAs<DType::kF16>(source, ld, depth, cols, width, out);
+    case DType::kBF16:
+      return PackColsAs<DType::kBF16>(source, ld, depth, cols, width, out);
+    default:
+      return PackColsAs<DType::kF32>(source, ld, depth, cols, width, out);
+  }
+}
+
+void Unpack4Rows(const std::uint8_t* packed, std::int64_t row_bytes, int rows, std::int64_t depth,
+                 const float* absmax, const float* table, int width, float* out) {
+  for (int i = 0; i < rows; ++i) {
+    // Sixteen products instead of one per element; the same values.
+    float scaled[16];
+    for (int code = 0; code < 16; ++code) scaled[code] = table[code] * absmax[i];
+    const std::uint8_t* row = packed + i * row_bytes;
+    for (std::int64_t kk = 0; kk < depth; kk += 2) {
+      const std::uint8_t byte = row[kk / 2];
+      out[kk * width + i] = scaled[byte >> 4];
+      out[(kk + 1) * width + i] = scaled[byte & 15];
+    }
+  }
+  for (int i = rows; i < width; ++i) {
+    for (std::int64_t kk = 0; kk < depth; ++kk) out[kk * width + i] = 0.0f;
+  }
+}
+
+void Unpack4Cols(const std::uint8_t* packed, std::int64_t row_bytes, std::int64_t depth, const float* absmax,
+                 const float* table, int width, float* out) {
+  for (std::int64_t kk = 0; kk < depth; ++kk) {
+    const std::uint8_t* row = packed + kk * row_bytes;
+    for (int i = 0; i < width; i += 2) {
+      out[kk * width + i] = table[row[i / 2] >> 4] * absmax[kk];
+      out[kk * width + i + 1] = table[row[i / 2] & 15] * absmax[kk];
+    }
+  }
+}
+
+}  // namespace
+
+const GemmKernels kPortableGemmKernels = {"portable", kMr,      kNr,         kNr,        Multiply,
+                                          PackRows,   PackCols, Unpack4Rows, Unpack4Cols};
+
+}  // namespace cpu
+}  // namespace qst

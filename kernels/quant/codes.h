@@ -1,0 +1,32 @@
+// The code tables of blockwise 4-bit weights and of their nested 8-bit constants, as bitsandbytes defines
+// them. The one definition in this project: kernels of every backend take their values from here.
+#ifndef QST_KERNELS_QUANT_CODES_H_
+#define QST_KERNELS_QUANT_CODES_H_
+
+#include <cstdint>
+
+#include "kernels/tensor.h"
+
+namespace qst {
+
+// The 16 values of a 4-bit type, indexed by code. NF4: quantiles of the normal distribution (QLoRA,
+// arXiv 2305.14314, appendix E), ascending, code 7 is zero. FP4: sign bit 8, then twelfths 0, 1/16, 8, 12, 4, 6, 2, 3.
+const float* Quant4Table(Quant4Type type);
+
+// The 256 values, ascending, of the 8-bit code of nested constants: for each power of ten from 1e-6 to 1
+// twice as many values as for the one below, both signs, and 0 and 1.
+const float* DynamicMap8();
+
+// The code of `x` in [-1, 1] (a weight over its block's absmax). A NaN (0 / 0 of an all-zero block) gives
+// code 0; times an absmax of zero that is zero again.
+std::uint8_t Quant4Code(Quant4Type type, float x);
+
+// Quant4Code of n values; faster than one at a time.
+void Quant4Codes(Quant4Type type, const float* x, std::int64_t n, std::uint8_t* codes);
+
+// The index of the value of DynamicMap8 nearest to `x`; a tie goes to the even index. A NaN gives 0.
+std::uint8_t DynamicMap8Code(float x);
+
+}  // namespace qst
+
+#endif  // QST_KERNELS_QUANT_CODES_H_

@@ -1,0 +1,66 @@
+// Blockwise 4-bit quantization on the host: what makes a Quant4View, and the reference of what one means.
+// The result has the bits that bitsandbytes' quantize_4bit gives for the same float32 weights; the mean
+// of the constants (nested_offset) is summed in float64, where theirs depends on the device.
+#ifndef QST_KERNELS_QUANT_QUANT4_H_
+#define QST_KERNELS_QUANT_QUANT4_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/tensor.h"
+
+namespace qst {
+
+struct Quant4Options {
+  Quant4Type type = Quant4Type::kNF4;
+  int block_size = 64;       // elements per absmax: a power of two in [64, 4096]
+  bool double_quant = true;  // 8-bit absmax codes in blocks of 256 around their mean
+};
+
+// A 4-bit weight that owns its memory. See Quant4View for the layout.
+struct Quant4Tensor {
+  Quant4Type type = Quant4Type::kNF4;
+  std::int64_t rows = 0;
+  std::int64_t cols = 0;
+  int block_size = 64;
+  bool double_quant = false;
+  std::vector<std::uint8_t> packed;
+  std::vector<float> absmax;                // without double quantization
+  std::vector<std::uint8_t> absmax_codes;   // with it, as the two below
+  std::vector<float> nested_absmax;
+  float nested_offset = 0.0f;
+
+  // Valid as long as this tensor is neither changed nor destroyed; moving it keeps views valid.
+  Quant4View view() const;
+  // Bytes of the vectors above.
+  std::int64_t size_bytes() const;
+};
+
+// Elements per nested absmax.
+inline constexpr int kNestedBlockSize = 256;
+
+// Quantizes weights [rows, cols], row-major and contiguous.
+// Errors kInvalidArgument: block_size not allowed; an element that is not finite (its index is named).
+absl::StatusOr<Quant4Tensor> Quantize4Bit(const float* weights, std::int64_t rows, std::int64_t cols,
+                                          const Quant4Options& options);
+
+// kInvalidArgument unless the view's sizes are sane and the pointers that its kind needs are set.
+absl::Status CheckQuant4View(const Quant4View& view);
+
+// The float32 constant of block b.
+inline float BlockAbsmax(const Quant4View& view, std::int64_t b) {
+  if (view.absmax_codes == nullptr) return view.absmax[b];
+  // Rounded twice: includers are compiled without fused operations.
+  const float scaled = view.nested_map[view.absmax_codes[b]] * view.nested_absmax[b / view.nested_block_size];
+  return scaled + view.nested_offset;
+}
+
+// out[i * stride] = value of element begin + i of the flat row-major sequence, for i in [0, count).
+void DequantizeRange(const Quant4View& view, std::int64_t begin, std::int64_t count, float* out,
+                     std::int64_t stride = 1);
+
+}  // namespace qst
+
+#endif  // QST_KERNELS_QUANT_QUANT4_H_
