@@ -1,0 +1,81 @@
+// From the last states to predictions, and back:
+//   h      = alpha norm(h_f[N]) + (1 - alpha) up(norm_g(h_g[N]))
+//   logits = W h
+// W is the backbone's own LM head (frozen) or a trainable classifier. Only rows with a target are computed, in
+// chunks, so that logits never take more than kMaxLogitElems floats.
+#ifndef QST_WORKER_SIDE_HEAD_H_
+#define QST_WORKER_SIDE_HEAD_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kernels/device.h"
+#include "kernels/tensor.h"
+#include "worker/side/arena.h"
+#include "worker/side/downsample.h"
+#include "worker/side/parameters.h"
+#include "worker/side/side_config.h"
+
+namespace qst {
+
+inline constexpr std::int64_t kMaxLogitElems = std::int64_t{1} << 24;  // 64 MiB
+
+// The backbone's last norm and LM head; borrowed, never changed.
+struct FrozenHead {
+  ConstMatrixView final_norm;  // [1, d] f32
+  float norm_eps = 1e-5f;
+  WeightView lm_head;          // [V, d], any dtype; empty for classification
+};
+
+// Parameters of the head, or their gradients; views that a configuration has no use for are empty.
+struct HeadTensors {
+  MatrixView norm;           // [1, ds]
+  MatrixView upsample;       // [d, ds]
+  MatrixView upsample_bias;  // [1, d]
+  MatrixView mix;            // [1, 1] or [1, d]
+  MatrixView score;          // [C, d]
+};
+HeadTensors FindHeadTensors(const SideNetworkConfig& config, TensorSet set, Parameters* parameters);
+
+// What to predict: row rows[i] has target targets[i] (a token or a class). Rows ascend.
+struct PredictionTargets {
+  const std::int32_t* rows = nullptr;
+  const std::int32_t* targets = nullptr;
+  std::int64_t num = 0;
+};
+
+struct Predictions {
+  std::vector<float> losses;            // [num] -log p(target)
+  std::vector<std::int32_t> predicted;  // [num] most probable token or class
+  std::vector<float> probabilities;     // [num, C], classification without gradients only
+};
+
+struct HeadArgs {
+  ConstMatrixView backbone_last;  // h_f[N] [T, d]
+  ConstMatrixView side_last;      // h_g[N] [T, ds]; empty for a probe
+  PredictionTargets targets;
+  // With gradients: those of grad_scale * (sum of losses) are added to `gradients`, and grad_side_last [T, ds] is
+  // set (zero in rows without a target). Without: both unused.
+  bool want_grad = false;
+  float grad_scale = 1.0f;
+  MatrixView grad_side_last;
+};
+
+[[nodiscard]] absl::Status RunHead(const OpContext& ctx, const SideNetworkConfig& config, const FrozenHead& frozen,
+                                   const HeadTensors& values, const HeadTensors& gradients, const HeadArgs& args,
+                                   Arena* arena, Predictions* predictions);
+
+// The state that the head's matrix is applied to, for the given rows: out [num, d]. Generation and inspection.
+[[nodiscard]] absl::Status MixedState(const OpContext& ctx, const SideNetworkConfig& config, const FrozenHead& frozen,
+                                      const HeadTensors& values, const ConstMatrixView& backbone_last,
+                                      const ConstMatrixView& side_last, const std::int32_t* rows, std::int64_t num,
+                                      Arena* arena, const MatrixView& out);
+
+// Rows of one chunk, and the floats that a chunk takes from the arena.
+std::int64_t HeadChunkRows(const SideNetworkConfig& config);
+std::int64_t HeadFloats(const SideNetworkConfig& config, std::int64_t num_rows);
+
+}  // namespace qst
+
+#endif  // QST_WORKER_SIDE_HEAD_H_

@@ -1,0 +1,195 @@
+#include "worker/side/parameters.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/support/status_macros.h"
+#include "worker/side/random.h"
+
+namespace qst {
+namespace {
+
+constexpr std::int64_t kAlignFloats = 16;
+
+class LayoutBuilder {
+ public:
+  void Weight(std::string name, std::int64_t rows, std::int64_t cols) {
+    ParameterInfo info;
+    info.name = std::move(name);
+    info.shape = {rows, cols};
+    info.fan_in = cols;
+    tensors_.push_back(std::move(info));
+  }
+  // A bias as nn.Linear starts it: by the fan-in of its weight.
+  void Bias(std::string name, std::int64_t size, std::int64_t fan_in) {
+    Vector(std::move(name), size, ParameterGroup::kNormsAndBiases, ParameterInit::kKaimingUniform, 0.0f);
+    tensors_.back().fan_in = fan_in;
+  }
+  void Norm(const std::string& name, std::int64_t size, bool has_bias) {
+    Vector(name + ".weight", size, ParameterGroup::kNormsAndBiases, ParameterInit::kOnes, 0.0f);
+    if (has_bias) Vector(name + ".bias", size, ParameterGroup::kNormsAndBiases, ParameterInit::kZeros, 0.0f);
+  }
+  void Gate(std::string name, std::int64_t size, double start) {
+    Vector(std::move(name), size, ParameterGroup::kGates, ParameterInit::kConstant, static_cast<float>(start));
+  }
+
+  std::vector<ParameterInfo> Finish() {
+    std::stable_sort(tensors_.begin(), tensors_.end(),
+                     [](const ParameterInfo& a, const ParameterInfo& b) { return a.group < b.group; });
+    std::int64_t offset = 0;
+    for (ParameterInfo& info : tensors_) {
+      info.offset = offset;
+      offset += (info.num_elems() + kAlignFloats - 1) / kAlignFloats * kAlignFloats;
+    }
+    return std::move(tensors_);
+  }
+
+ private:
+  void Vector(std::string name, std::int64_t size, ParameterGroup group, ParameterInit init, float constant) {
+    ParameterInfo info;
+    info.name = std::move(name);
+    info.shape = {size};
+    info.group = group;
+    info.init = init;
+    info.constant = constant;
+    tensors_.push_back(std::move(info));
+  }
+
+  std::vector<ParameterInfo> tensors_;
+};
+
+void AddDownsample(const SideNetworkConfig& config, std::int64_t module, LayoutBuilder* builder) {
+  const std::string prefix = absl::StrCat("model.downsample.", module);
+  const std::int64_t d = config.backbone.hidden_size;
+  const std::int64_t ds = config.hidden_size;
+  switch (config.downsample) {
+    case v1::DOWNSAMPLE_ADAPTER:
+      builder->Weight(prefix + ".adapter_A.weight", config.rank, d);
+      builder->Weight(prefix + ".adapter_B.weight", ds, config.rank);
+      break;
+    case v1::DOWNSAMPLE_LORA:
+      builder->Weight(prefix + ".lora_A.weight", config.rank, d);
+      builder->Weight(prefix + ".lora_B.weight", ds, config.rank);
+      break;
+    case v1::DOWNSAMPLE_LINEAR:
+      builder->Weight(prefix + ".weight", ds, d);
+      break;
+    default:  // Poolings have no parameters.
+      break;
+  }
+  if (config.downsample_norm) builder->Norm(prefix + ".post_layer_norm", ds, /*has_bias=*/true);
+}
+
+void AddSideLayer(const SideNetworkConfig& config, std::int64_t layer, LayoutBuilder* builder) {
+  const std::string prefix = absl::StrCat("model.qst_layers.", layer, ".");
+  const std::int64_t ds = config.hidden_size;
+  const std::int64_t kv = config.head_dim * config.backbone.num_kv_heads;
+  const std::int64_t inner = config.intermediate_size;
+  builder->Norm(prefix + "input_layernorm", ds, /*has_bias=*/false);
+  builder->Weight(prefix + "self_attn.q_proj.weight", ds, ds);
+  builder->Weight(prefix + "self_attn.k_proj.weight", kv, ds);
+  builder->Weight(prefix + "self_attn.v_proj.weight", kv, ds);
+  builder->Weight(prefix + "self_attn.o_proj.weight", ds, ds);
+  builder->Norm(prefix + "post_attention_layernorm", ds, /*has_bias=*/false);
+  builder->Weight(prefix + "mlp.gate_proj.weight", inner, ds);
+  builder->Weight(prefix + "mlp.up_proj.weight", inner, ds);
+  builder->Weight(prefix + "mlp.down_proj.weight", ds, inner);
+}
+
+}  // namespace
+
+std::vector<ParameterInfo> ParameterLayout(const SideNetworkConfig& config) {
+  LayoutBuilder builder;
+  const std::int64_t d = config.backbone.hidden_size;
+  const std::int64_t ds = config.hidden_size;
+  if (config.has_side_network()) {
+    for (std::int64_t i = 0; i < config.num_downsample_modules(); ++i) AddDownsample(config, i, &builder);
+    for (std::int64_t i = 0; i < config.backbone.num_layers; ++i) {
+      builder.Gate(absl::StrCat("model.z.", i), config.gate_per_channel ? ds : 1, config.gate_init);
+      AddSideLayer(config, i, &builder);
+    }
+    builder.Norm("model.norm_qst", ds, /*has_bias=*/false);
+    builder.Weight("upsample.weight", d, ds);
+    if (config.upsample_bias) builder.Bias("upsample.bias", d, /*fan_in=*/ds);
+    builder.Gate(config.is_classification() ? "score_z" : "lm_head_z", config.sigmoid_mix ? d : 1, config.mix_init);
+  }
+  if (config.is_classification()) builder.Weight("score.weight", config.num_classes(), d);
+  return builder.Finish();
+}
+
+Parameters::Parameters(std::vector<ParameterInfo> layout) : layout_(std::move(layout)) {
+  std::int64_t size = 0;
+  int group = -1;
+  for (int i = 0; i < static_cast<int>(layout_.size()); ++i) {
+    const ParameterInfo& info = layout_[i];
+    QST_CHECK(index_.emplace(info.name, i).second);
+    size = info.offset + (info.num_elems() + kAlignFloats - 1) / kAlignFloats * kAlignFloats;
+    if (static_cast<int>(info.group) != group) {
+      group = static_cast<int>(info.group);
+      ranges_[group].begin = info.offset;
+    }
+    ranges_[group].end = size;
+  }
+  values_.resize(size);
+  gradients_.resize(size);
+  exp_avg_.resize(size);
+  exp_avg_sq_.resize(size);
+}
+
+void Parameters::Initialise(std::uint64_t seed) {
+  for (const ParameterInfo& info : layout_) {
+    float* out = values_.data() + info.offset;
+    const std::int64_t num = info.num_elems();
+    switch (info.init) {
+      case ParameterInit::kKaimingUniform: {
+        Random random(seed, info.name);
+        const float bound = 1.0f / std::sqrt(static_cast<float>(info.fan_in));
+        for (std::int64_t i = 0; i < num; ++i) out[i] = random.Symmetric(bound);
+        break;
+      }
+      case ParameterInit::kOnes:
+        std::fill_n(out, num, 1.0f);
+        break;
+      case ParameterInit::kZeros:
+        std::fill_n(out, num, 0.0f);
+        break;
+      case ParameterInit::kConstant:
+        std::fill_n(out, num, info.constant);
+        break;
+    }
+  }
+  ZeroGradients();
+  std::fill(exp_avg_.begin(), exp_avg_.end(), 0.0f);
+  std::fill(exp_avg_sq_.begin(), exp_avg_sq_.end(), 0.0f);
+}
+
+void Parameters::ZeroGradients() { std::fill(gradients_.begin(), gradients_.end(), 0.0f); }
+
+const ParameterInfo* Parameters::Find(absl::string_view name) const {
+  const auto it = index_.find(std::string(name));
+  return it == index_.end() ? nullptr : &layout_[it->second];
+}
+
+MatrixView Parameters::Value(absl::string_view name) {
+  const ParameterInfo* info = Find(name);
+  QST_CHECK(info != nullptr);
+  return Matrix(values_.data() + info->offset, info->rows(), info->cols());
+}
+
+MatrixView Parameters::Gradient(absl::string_view name) {
+  const ParameterInfo* info = Find(name);
+  QST_CHECK(info != nullptr);
+  return Matrix(gradients_.data() + info->offset, info->rows(), info->cols());
+}
+
+std::int64_t Parameters::num_trainable() const {
+  std::int64_t total = 0;
+  for (const ParameterInfo& info : layout_) total += info.num_elems();
+  return total;
+}
+
+}  // namespace qst

@@ -1,0 +1,48 @@
+// Reads worker/side/testdata/side_network_golden.json, made by tests/oracle/side_network_golden.py.
+#ifndef QST_WORKER_SIDE_TESTING_GOLDEN_H_
+#define QST_WORKER_SIDE_TESTING_GOLDEN_H_
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "nlohmann/json.hpp"
+#include "kernels/dtype.h"
+#include "kernels/tensor.h"
+#include "worker/side/side_network.h"
+
+namespace qst {
+
+// One case, with the memory that its views point to.
+class GoldenCase {
+ public:
+  explicit GoldenCase(const std::string& name);
+  static std::vector<std::string> Names();
+
+  const SideNetworkConfig& config() const { return config_; }
+  const FrozenHead& frozen() const { return frozen_; }
+  const SideBatch& batch() const { return batch_; }
+  // The expected values.
+  const nlohmann::json& expected() const { return case_; }
+  const nlohmann::json& train() const { return train_; }
+  // A source of the hidden states in this type.
+  HiddenStateSource HiddenStates(DType dtype) const;
+  // Sets the network's parameters to the case's.
+  void LoadParameters(Parameters* parameters) const;
+
+ private:
+  nlohmann::json case_;
+  nlohmann::json train_;
+  SideNetworkConfig config_;
+  FrozenHead frozen_;
+  SideBatch batch_;
+  std::vector<float> final_norm_;
+  std::vector<float> lm_head_;
+  std::vector<float> hidden_f32_;           // [N + 1, T, d]
+  std::vector<std::uint16_t> hidden_bf16_;  // the same; exact
+};
+
+}  // namespace qst
+
+#endif  // QST_WORKER_SIDE_TESTING_GOLDEN_H_
