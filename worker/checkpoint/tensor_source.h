@@ -1,0 +1,48 @@
+// Where a model's tensors come from, whatever the file format: every source presents Hugging Face names,
+// shapes and layout, and hands out any range of elements as float32.
+#ifndef QST_WORKER_CHECKPOINT_TENSOR_SOURCE_H_
+#define QST_WORKER_CHECKPOINT_TENSOR_SOURCE_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "kernels/dtype.h"
+
+namespace qst {
+
+struct TensorInfo {
+  std::string encoding;              // the file's own word: "F32", "BF16", "Q4_K", ...
+  std::optional<DType> dtype;        // set if elements are stored plainly in this dtype
+  std::vector<std::int64_t> shape;   // row-major, slowest dimension first
+  std::int64_t num_elems = 0;        // product of shape
+};
+
+// Thread-safe: const members may be called from several threads at once.
+class TensorSource {
+ public:
+  virtual ~TensorSource() = default;
+
+  // In the order of the file.
+  virtual const std::vector<std::string>& names() const = 0;
+  // Null if there is no such tensor. Valid as long as the source.
+  virtual const TensorInfo* Find(absl::string_view name) const = 0;
+  // Elements [first, first + count) of the row-major tensor, dequantized where needed, into out[count].
+  // Touches only the part of the file that holds them.
+  // Errors   kNotFound: no such tensor. kInvalidArgument: range outside it. kUnimplemented: not a number
+  //          format that is read as float32 (integers, ...).
+  virtual absl::Status ReadFloat(absl::string_view name, std::int64_t first, std::int64_t count, float* out) const = 0;
+  // Lets go of the memory that reading `name` has taken. It may be read again.
+  virtual void Release(absl::string_view name) const = 0;
+};
+
+// The checks that every ReadFloat starts with. `where` names the file.
+absl::Status CheckReadRange(const TensorInfo* info, absl::string_view where, absl::string_view name,
+                            std::int64_t first, std::int64_t count);
+
+}  // namespace qst
+
+#endif  // QST_WORKER_CHECKPOINT_TENSOR_SOURCE_H_
