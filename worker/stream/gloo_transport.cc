@@ -1,0 +1,589 @@
+#include "worker/stream/gloo_transport.h"
+
+#include <gloo/context.h>
+#include <gloo/transport/device.h>
+#include <gloo/transport/tcp/device.h>
+#include <gloo/transport/unbound_buffer.h>
+
+#include <csignal>
+
+#include <algorithm>
+#include <chrono>
+#include <deque>
+#include <exception>
+#include <map>
+#include <set>
+#include <thread>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "proto/support/status_macros.h"
+#include "worker/stream/frame.h"
+
+namespace qst {
+namespace {
+
+using Listener = std::function<void(const absl::Status&)>;
+
+// Gloo adds it to a clock, so it must not be the largest number there is.
+constexpr std::chrono::milliseconds kForever = std::chrono::hours(24 * 365);
+// How long an operation that Gloo refused waits for the watcher to learn the peer's own reason.
+constexpr absl::Duration kReasonGrace = absl::Seconds(1);
+// How long the destructor lets last words travel.
+constexpr absl::Duration kFlushGrace = absl::Milliseconds(500);
+
+// Gloo begins its messages with its own file and line.
+std::string WithoutSource(const std::string& what) {
+  const std::size_t end = what.find("] ");
+  return !what.empty() && what[0] == '[' && end != std::string::npos ? what.substr(end + 2) : what;
+}
+
+// A context whose pairs are only those that are needed: ranks of this very process have none.
+class MeshContext : public gloo::Context {
+ public:
+  MeshContext(int rank, int size, std::shared_ptr<gloo::transport::Device> device, const std::vector<int>& peers,
+              std::chrono::milliseconds timeout)
+      : gloo::Context(rank, size) {
+    transportContext_ = device->createContext(rank, size);
+    transportContext_->setTimeout(timeout);
+    for (int peer : peers) transportContext_->createPair(peer)->setLocalRank(0);
+    device_ = std::move(device);
+  }
+};
+
+// A message under way, kept until it is done or the transport ends: Gloo's pairs refer to it and stall when it goes.
+struct Op {
+  SharedBuffer buffer;
+  std::unique_ptr<gloo::transport::UnboundBuffer> unbound;
+};
+using SharedOp = std::shared_ptr<Op>;
+
+struct Peer {
+  bool is_connected = false;
+  bool said_goodbye = false;
+  bool is_gone = false;
+  std::deque<SharedOp> sends;
+  std::set<SharedOp> receives;
+  SharedOp last_words;  // the receive that is always posted
+  std::thread watcher;
+  std::thread reaper;
+};
+
+}  // namespace
+
+class GlooTransport::Impl : public std::enable_shared_from_this<Impl> {
+ public:
+  explicit Impl(GlooOptions options) : options_(std::move(options)), pool_(BufferPool::Create()) {}
+
+  ~Impl() {
+    // Operations first: their destructors wait until Gloo's thread is not inside them.
+    for (auto& [rank, peer] : peers_) {
+      peer.sends.clear();
+      peer.receives.clear();
+      peer.last_words.reset();
+    }
+    context_.reset();
+  }
+
+  absl::Status Listen();
+  absl::Status Connect(KeyValueStore& store);
+  absl::Status Send(int peer, Tag tag, SharedBuffer buffer);
+  absl::StatusOr<std::unique_ptr<PendingReceive>> Receive(int peer, Tag tag, std::int64_t num_bytes);
+  absl::StatusOr<SharedBuffer> Wait(int peer, const SharedOp& op, absl::Duration timeout);
+  void Fail(const absl::Status& reason, bool is_own = false);
+  absl::Status Close(absl::Duration timeout);
+  void Stop();
+  void OnFailure(Listener listener);
+
+  absl::Status status() const {
+    absl::MutexLock lock(&mutex_);
+    return status_;
+  }
+  const GlooOptions& options() const { return options_; }
+  const std::string& name(int rank) const { return options_.names[rank]; }
+
+ private:
+  absl::Status CheckPeer(int peer) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (!status_.ok()) return status_;
+    if (is_closed_) return absl::FailedPreconditionError("the transport is closed");
+    const auto it = peers_.find(peer);
+    if (it == peers_.end()) {
+      return absl::InvalidArgumentError(absl::StrCat("rank ", options_.rank, " has no connection to rank ", peer));
+    }
+    if (!it->second.is_connected) {
+      return absl::FailedPreconditionError(absl::StrCat("not connected to ", name(peer), " yet"));
+    }
+    return absl::OkStatus();
+  }
+  SharedOp MakeOp(SharedBuffer buffer) {
+    auto op = std::make_shared<Op>();
+    op->unbound = context_->createUnboundBuffer(buffer->data(), buffer->size());
+    op->buffer = std::move(buffer);
+    return op;
+  }
+  absl::Status ConnectPeer(KeyValueStore& store, int rank, absl::Time deadline);
+  // A failure that Gloo threw: the reason that the peer gave, if it gave one in time.
+  absl::Status ReasonFor(int peer, const std::exception& error);
+  void PostLastWords(int rank, Peer& peer);
+  void SendGoodbye(const absl::Status& reason);
+  void Watch(int rank);
+  void Reap(int rank);
+  void RunTimer();
+
+  const GlooOptions options_;
+  const std::shared_ptr<BufferPool> pool_;
+  std::shared_ptr<MeshContext> context_;
+
+  mutable absl::Mutex mutex_;
+  absl::CondVar changed_;
+  absl::Status status_ ABSL_GUARDED_BY(mutex_);
+  bool is_connecting_ ABSL_GUARDED_BY(mutex_) = false;
+  bool is_closed_ ABSL_GUARDED_BY(mutex_) = false;
+  bool is_stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  Listener listener_ ABSL_GUARDED_BY(mutex_);
+  // The map itself is constant after Listen.
+  std::map<int, Peer> peers_;
+  // Waits that end by themselves; few at a time.
+  std::map<SharedOp, absl::Time> deadlines_ ABSL_GUARDED_BY(mutex_);
+  std::thread timer_;
+};
+
+namespace {
+
+class GlooPendingReceive : public PendingReceive {
+ public:
+  using WaitFunction = std::function<absl::StatusOr<SharedBuffer>(absl::Duration)>;
+  explicit GlooPendingReceive(WaitFunction wait) : wait_(std::move(wait)) {}
+  absl::StatusOr<SharedBuffer> Wait(absl::Duration timeout) override { return wait_(timeout); }
+
+ private:
+  WaitFunction wait_;
+};
+
+}  // namespace
+
+absl::Status GlooTransport::Impl::Listen() {
+  std::signal(SIGPIPE, SIG_IGN);
+  const std::string where =
+      options_.interface.empty() ? absl::StrCat("address ", options_.host) : absl::StrCat("interface ", options_.interface);
+  try {
+    gloo::transport::tcp::attr attr;
+    attr.iface = options_.interface;
+    attr.hostname = options_.host;
+    auto device = gloo::transport::tcp::CreateDevice(attr);
+    // Gloo waits five times its timeout for a connection.
+    const auto timeout = absl::ToChronoMilliseconds(options_.connect_timeout / 5);
+    context_ = std::make_shared<MeshContext>(options_.rank, static_cast<int>(options_.names.size()), std::move(device),
+                                             options_.peers, std::max(timeout, std::chrono::milliseconds(1)));
+  } catch (const std::exception& error) {
+    return absl::UnavailableError(
+        absl::StrCat("data plane: cannot listen at ", where, ": ", WithoutSource(error.what())));
+  }
+  for (int peer : options_.peers) peers_[peer];
+  return absl::OkStatus();
+}
+
+absl::Status GlooTransport::Impl::ConnectPeer(KeyValueStore& store, int rank, absl::Time deadline) {
+  const std::string key = absl::StrCat("data/", rank, "-", options_.rank);
+  absl::StatusOr<std::string> address;
+  for (;;) {
+    // In slices, so that an abort ends the wait.
+    address = store.Get(key, std::min(absl::Seconds(1), deadline - absl::Now()));
+    QST_RETURN_IF_ERROR(status());
+    if (address.ok() || !absl::IsDeadlineExceeded(address.status()) || absl::Now() >= deadline) break;
+  }
+  if (!address.ok()) {
+    return absl::UnavailableError(absl::StrCat(name(rank), " did not appear within ",
+                                               absl::FormatDuration(options_.connect_timeout), " (",
+                                               address.status().message(), ")"));
+  }
+  try {
+    context_->getPair(rank)->connect(std::vector<char>(address->begin(), address->end()));
+  } catch (const std::exception& error) {
+    QST_RETURN_IF_ERROR(status());
+    return absl::UnavailableError(
+        absl::StrCat("could not connect to ", name(rank), ": ", WithoutSource(error.what())));
+  }
+  return status();
+}
+
+absl::Status GlooTransport::Impl::Connect(KeyValueStore& store) {
+  {
+    absl::MutexLock lock(&mutex_);
+    QST_RETURN_IF_ERROR(status_);
+    is_connecting_ = true;
+  }
+  const absl::Time deadline = absl::Now() + options_.connect_timeout;
+  absl::Status status;
+  for (int rank : options_.peers) {
+    const std::vector<char> bytes = context_->getPair(rank)->address().bytes();
+    status = store.Set(absl::StrCat("data/", options_.rank, "-", rank), std::string(bytes.begin(), bytes.end()));
+    if (!status.ok()) break;
+  }
+  for (int rank : options_.peers) {
+    if (status.ok()) status = ConnectPeer(store, rank, deadline);
+  }
+  {
+    absl::MutexLock lock(&mutex_);
+    is_connecting_ = false;
+    if (status_.ok() && status.ok()) {
+      for (auto& [rank, peer] : peers_) peer.is_connected = true;
+    }
+  }
+  if (status.ok()) status = this->status();
+  if (!status.ok()) {
+    Fail(status);
+    return status;
+  }
+  for (auto& [rank, peer] : peers_) {
+    try {
+      PostLastWords(rank, peer);
+    } catch (const std::exception& error) {
+      status = absl::UnavailableError(
+          absl::StrCat("lost the connection to ", name(rank), ": ", WithoutSource(error.what())));
+      Fail(status);
+      return status;
+    }
+  }
+  for (auto& [rank, peer] : peers_) {
+    const int r = rank;
+    peer.watcher = std::thread([this, r] { Watch(r); });
+    peer.reaper = std::thread([this, r] { Reap(r); });
+  }
+  timer_ = std::thread([this] { RunTimer(); });
+  return absl::OkStatus();
+}
+
+void GlooTransport::Impl::PostLastWords(int rank, Peer& peer) {
+  auto buffer = pool_->Get(kGoodbyeBytes);
+  if (!buffer.ok()) throw std::bad_alloc();
+  SharedOp op = MakeOp(*std::move(buffer));
+  {
+    absl::MutexLock lock(&mutex_);
+    peer.last_words = op;
+  }
+  op->unbound->recv(rank, MakeTag(FrameKind::kGoodbye, 0));
+}
+
+absl::Status GlooTransport::Impl::Send(int peer, Tag tag, SharedBuffer buffer) {
+  SharedOp op;
+  {
+    absl::MutexLock lock(&mutex_);
+    QST_RETURN_IF_ERROR(CheckPeer(peer));
+    op = MakeOp(std::move(buffer));
+    peers_[peer].sends.push_back(op);
+    changed_.SignalAll();
+  }
+  try {
+    // Outside the lock: Gloo may hold the pair while it reads a large message.
+    op->unbound->send(peer, tag);
+  } catch (const std::exception& error) {
+    return ReasonFor(peer, error);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<PendingReceive>> GlooTransport::Impl::Receive(int peer, Tag tag,
+                                                                             std::int64_t num_bytes) {
+  QST_ASSIGN_OR_RETURN(SharedBuffer buffer, pool_->Get(num_bytes));
+  SharedOp op;
+  {
+    absl::MutexLock lock(&mutex_);
+    QST_RETURN_IF_ERROR(CheckPeer(peer));
+    op = MakeOp(std::move(buffer));
+    peers_[peer].receives.insert(op);
+  }
+  try {
+    op->unbound->recv(peer, tag);
+  } catch (const std::exception& error) {
+    return ReasonFor(peer, error);
+  }
+  auto wait = [self = shared_from_this(), peer, op](absl::Duration timeout) { return self->Wait(peer, op, timeout); };
+  return std::unique_ptr<PendingReceive>(std::make_unique<GlooPendingReceive>(std::move(wait)));
+}
+
+absl::StatusOr<SharedBuffer> GlooTransport::Impl::Wait(int peer, const SharedOp& op, absl::Duration timeout) {
+  const absl::Time deadline = absl::Now() + timeout;
+  bool is_done = false;
+  while (!is_done) {
+    {
+      absl::MutexLock lock(&mutex_);
+      QST_RETURN_IF_ERROR(status_);
+      if (deadline != absl::InfiniteFuture()) {
+        deadlines_[op] = deadline;
+        changed_.SignalAll();
+      }
+    }
+    std::string error;
+    try {
+      is_done = op->unbound->waitRecv(nullptr, kForever);
+    } catch (const std::exception& thrown) {
+      error = thrown.what();
+    }
+    {
+      absl::MutexLock lock(&mutex_);
+      deadlines_.erase(op);
+    }
+    if (!error.empty()) return ReasonFor(peer, std::runtime_error(error));
+    if (is_done) break;
+    QST_RETURN_IF_ERROR(status());
+    if (absl::Now() >= deadline) {
+      return absl::DeadlineExceededError(
+          absl::StrCat("nothing from ", name(peer), " within ", absl::FormatDuration(timeout)));
+    }
+  }
+  SharedBuffer buffer = std::move(op->buffer);
+  absl::MutexLock lock(&mutex_);
+  peers_[peer].receives.erase(op);
+  return buffer;
+}
+
+absl::Status GlooTransport::Impl::ReasonFor(int peer, const std::exception& error) {
+  {
+    const absl::Time deadline = absl::Now() + kReasonGrace;
+    absl::MutexLock lock(&mutex_);
+    while (status_.ok() && !changed_.WaitWithDeadline(&mutex_, deadline)) {
+    }
+  }
+  Fail(absl::UnavailableError(
+      absl::StrCat("lost the connection to ", name(peer), " (", WithoutSource(error.what()), ")")));
+  return status();
+}
+
+void GlooTransport::Impl::Fail(const absl::Status& reason, bool is_own) {
+  Listener listener;
+  bool was_connecting = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!status_.ok() || is_closed_) return;
+    status_ = reason;
+    listener = std::move(listener_);
+    listener_ = nullptr;
+    was_connecting = is_connecting_;
+    // The flag stays set until somebody waits, so that a wait which begins right now ends as well.
+    for (auto& [rank, peer] : peers_) {
+      for (const SharedOp& op : peer.receives) op->unbound->abortWaitRecv();
+    }
+    changed_.SignalAll();
+  }
+  if (was_connecting) {
+    // Ends the waiting for a connection, which has no other way out.
+    for (int rank : options_.peers) {
+      try {
+        context_->getPair(rank)->close();
+      } catch (const std::exception&) {
+        // It is being torn down anyway.
+      }
+    }
+  } else {
+    SendGoodbye(reason);
+  }
+  if (listener && !is_own) listener(reason);
+}
+
+void GlooTransport::Impl::SendGoodbye(const absl::Status& reason) {
+  for (auto& [rank, peer] : peers_) {
+    auto buffer = pool_->Get(kGoodbyeBytes);
+    if (!buffer.ok()) continue;
+    EncodeGoodbye(reason, (*buffer)->data());
+    SharedOp op = MakeOp(*std::move(buffer));
+    {
+      absl::MutexLock lock(&mutex_);
+      if (!peer.is_connected || peer.is_gone) continue;
+      peer.sends.push_back(op);
+      changed_.SignalAll();
+    }
+    try {
+      op->unbound->send(rank, MakeTag(FrameKind::kGoodbye, 0));
+    } catch (const std::exception&) {
+      // Its watcher sees the broken connection and says so.
+    }
+  }
+}
+
+void GlooTransport::Impl::Watch(int rank) {
+  Peer& peer = peers_[rank];
+  for (;;) {
+    SharedOp op;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (is_stopping_) return;
+      op = peer.last_words;
+    }
+    std::string error;
+    try {
+      if (!op->unbound->waitRecv(nullptr, kForever)) continue;  // stopping
+      absl::Status reason;
+      const absl::Status decoded = DecodeGoodbye(op->buffer->data(), name(rank), &reason);
+      if (!decoded.ok()) reason = decoded;
+      if (!reason.ok()) {
+        Fail(reason);
+      } else {
+        absl::MutexLock lock(&mutex_);
+        peer.said_goodbye = true;
+        changed_.SignalAll();
+      }
+      PostLastWords(rank, peer);
+      continue;
+    } catch (const std::exception& thrown) {
+      error = WithoutSource(thrown.what());
+    }
+    bool is_expected = false;
+    {
+      absl::MutexLock lock(&mutex_);
+      peer.is_gone = true;
+      is_expected = peer.said_goodbye && (is_closed_ || peer.receives.empty());
+      // Gloo forgets to tell an operation that was half way.
+      for (const SharedOp& send : peer.sends) send->unbound->abortWaitSend();
+      changed_.SignalAll();
+    }
+    if (!is_expected) {
+      Fail(absl::UnavailableError(absl::StrCat("lost the connection to ", name(rank), " (", error, ")")));
+    }
+    return;
+  }
+}
+
+void GlooTransport::Impl::Reap(int rank) {
+  Peer& peer = peers_[rank];
+  for (;;) {
+    SharedOp op;
+    {
+      absl::MutexLock lock(&mutex_);
+      while (peer.sends.empty() && !is_stopping_) changed_.Wait(&mutex_);
+      if (peer.sends.empty() || is_stopping_ || peer.is_gone) return;
+      op = peer.sends.front();
+    }
+    bool is_sent = false;
+    try {
+      is_sent = op->unbound->waitSend(nullptr, kForever);
+    } catch (const std::exception&) {
+      // The watcher hears of it too.
+    }
+    absl::MutexLock lock(&mutex_);
+    if (!is_sent) {
+      // Unsent messages stay until the end: those behind them, last words among them, could not be sent otherwise.
+      if (is_stopping_ || peer.is_gone) return;
+      peer.is_gone = true;
+      changed_.SignalAll();
+      return;
+    }
+    peer.sends.pop_front();
+    changed_.SignalAll();
+  }
+}
+
+void GlooTransport::Impl::RunTimer() {
+  absl::MutexLock lock(&mutex_);
+  while (!is_stopping_) {
+    absl::Time next = absl::InfiniteFuture();
+    const absl::Time now = absl::Now();
+    for (auto it = deadlines_.begin(); it != deadlines_.end();) {
+      if (it->second <= now) {
+        it->first->unbound->abortWaitRecv();
+        it = deadlines_.erase(it);
+      } else {
+        next = std::min(next, it->second);
+        ++it;
+      }
+    }
+    changed_.WaitWithDeadline(&mutex_, next);
+  }
+}
+
+absl::Status GlooTransport::Impl::Close(absl::Duration timeout) {
+  {
+    absl::MutexLock lock(&mutex_);
+    QST_RETURN_IF_ERROR(status_);
+    is_closed_ = true;
+  }
+  SendGoodbye(absl::OkStatus());
+  const absl::Time deadline = absl::Now() + timeout;
+  absl::MutexLock lock(&mutex_);
+  for (auto& [rank, peer] : peers_) {
+    while (peer.is_connected && !peer.is_gone && (!peer.said_goodbye || !peer.sends.empty())) {
+      if (changed_.WaitWithDeadline(&mutex_, deadline) && absl::Now() >= deadline) {
+        return absl::DeadlineExceededError(
+            absl::StrCat(name(rank), " said no goodbye within ", absl::FormatDuration(timeout)));
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
+void GlooTransport::Impl::Stop() {
+  Fail(absl::UnavailableError("ended without a goodbye"), /*is_own=*/true);
+  {
+    const absl::Time deadline = absl::Now() + kFlushGrace;
+    absl::MutexLock lock(&mutex_);
+    for (auto& [rank, peer] : peers_) {
+      while (peer.is_connected && !peer.is_gone && !peer.sends.empty() &&
+             !changed_.WaitWithDeadline(&mutex_, deadline)) {
+      }
+    }
+    is_stopping_ = true;
+    for (auto& [rank, peer] : peers_) {
+      if (peer.last_words != nullptr) peer.last_words->unbound->abortWaitRecv();
+      for (const SharedOp& send : peer.sends) send->unbound->abortWaitSend();
+      for (const SharedOp& receive : peer.receives) receive->unbound->abortWaitRecv();
+    }
+    changed_.SignalAll();
+  }
+  for (auto& [rank, peer] : peers_) {
+    if (peer.watcher.joinable()) peer.watcher.join();
+    if (peer.reaper.joinable()) peer.reaper.join();
+  }
+  if (timer_.joinable()) timer_.join();
+}
+
+void GlooTransport::Impl::OnFailure(Listener listener) {
+  absl::Status status;
+  {
+    absl::MutexLock lock(&mutex_);
+    status = status_;
+    if (status.ok()) {
+      listener_ = std::move(listener);
+      return;
+    }
+  }
+  if (listener) listener(status);
+}
+
+absl::StatusOr<std::unique_ptr<GlooTransport>> GlooTransport::Create(GlooOptions options) {
+  const int size = static_cast<int>(options.names.size());
+  if (options.rank < 0 || options.rank >= size) {
+    return absl::InvalidArgumentError(absl::StrCat("rank ", options.rank, " of ", size));
+  }
+  for (int peer : options.peers) {
+    if (peer < 0 || peer >= size || peer == options.rank) {
+      return absl::InvalidArgumentError(absl::StrCat("rank ", options.rank, " cannot have peer ", peer, " of ", size));
+    }
+  }
+  auto impl = std::make_shared<Impl>(std::move(options));
+  QST_RETURN_IF_ERROR(impl->Listen());
+  return std::unique_ptr<GlooTransport>(new GlooTransport(std::move(impl)));
+}
+
+GlooTransport::~GlooTransport() { impl_->Stop(); }
+
+absl::Status GlooTransport::Connect(KeyValueStore& store) { return impl_->Connect(store); }
+int GlooTransport::rank() const { return impl_->options().rank; }
+int GlooTransport::world_size() const { return static_cast<int>(impl_->options().names.size()); }
+absl::Status GlooTransport::Send(int peer, Tag tag, SharedBuffer buffer) {
+  return impl_->Send(peer, tag, std::move(buffer));
+}
+absl::StatusOr<std::unique_ptr<PendingReceive>> GlooTransport::Receive(int peer, Tag tag, std::int64_t num_bytes) {
+  return impl_->Receive(peer, tag, num_bytes);
+}
+void GlooTransport::Abort(const absl::Status& reason) { impl_->Fail(reason, /*is_own=*/true); }
+absl::Status GlooTransport::Close(absl::Duration timeout) { return impl_->Close(timeout); }
+absl::Status GlooTransport::status() const { return impl_->status(); }
+void GlooTransport::OnFailure(std::function<void(const absl::Status&)> listener) {
+  impl_->OnFailure(std::move(listener));
+}
+
+}  // namespace qst

@@ -1,0 +1,186 @@
+#include "worker/stream/stage_runner.h"
+
+#include <deque>
+#include <thread>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "kernels/ops.h"
+#include "proto/support/status_macros.h"
+
+namespace qst {
+
+struct StageRunner::Work {
+  TokenPass pass;
+  std::int64_t first_layer = 0;
+  // Null on the stage that embeds.
+  std::unique_ptr<PendingReceive> residual;
+};
+
+// Receives passes ahead of the computation, on a thread of its own.
+struct StageRunner::Intake {
+  Transport& transport;
+  const int side;
+  const int previous;  // rank before this one, or -1
+  const PassLimits limits;
+  const std::int64_t max_queued;
+
+  absl::Mutex mutex;
+  absl::CondVar changed;
+  std::deque<Work> queue ABSL_GUARDED_BY(mutex);
+  bool is_over ABSL_GUARDED_BY(mutex) = false;
+  bool is_ending ABSL_GUARDED_BY(mutex) = false;
+  absl::Status status ABSL_GUARDED_BY(mutex);
+
+  Intake(Transport& t, int side_rank, int previous_rank, const PassLimits& pass_limits, std::int64_t queued)
+      : transport(t), side(side_rank), previous(previous_rank), limits(pass_limits), max_queued(queued) {}
+
+  absl::Status Receive() {
+    QST_ASSIGN_OR_RETURN(auto next, transport.Receive(side, MakeTag(FrameKind::kHeader, 0), kHeaderBytes));
+    for (std::uint64_t id = 0;; ++id) {
+      QST_ASSIGN_OR_RETURN(SharedBuffer head, next->Wait(absl::InfiniteDuration()));
+      QST_ASSIGN_OR_RETURN(const PassHeader header, DecodeHeader(head->data(), id, limits));
+      head.reset();
+      if (header.is_stop) return absl::OkStatus();
+      QST_ASSIGN_OR_RETURN(next, transport.Receive(side, MakeTag(FrameKind::kHeader, id + 1), kHeaderBytes));
+
+      Work work;
+      work.first_layer = header.first_layer;
+      if (previous >= 0) {
+        const std::int64_t bytes = static_cast<std::int64_t>(header.num_tokens) * limits.hidden_size * 4;
+        QST_ASSIGN_OR_RETURN(work.residual,
+                             transport.Receive(previous, MakeTag(FrameKind::kResidual, id), bytes));
+      }
+      QST_ASSIGN_OR_RETURN(auto pending, transport.Receive(side, MakeTag(FrameKind::kTokens, id),
+                                                           TokensBytes(header.num_tokens, header.num_sequences)));
+      QST_ASSIGN_OR_RETURN(SharedBuffer tokens, pending->Wait(absl::InfiniteDuration()));
+      QST_ASSIGN_OR_RETURN(work.pass, DecodeTokens(header, tokens->data()));
+
+      absl::MutexLock lock(&mutex);
+      // The credits keep it below that, unless the side gave up passes that are still queued here.
+      while (static_cast<std::int64_t>(queue.size()) >= max_queued && !is_ending) changed.Wait(&mutex);
+      if (is_ending) return absl::CancelledError("the stage has ended");
+      queue.push_back(std::move(work));
+      changed.SignalAll();
+    }
+  }
+
+  void RunThread() {
+    const absl::Status result = Receive();
+    absl::MutexLock lock(&mutex);
+    status = result;
+    is_over = true;
+    changed.SignalAll();
+  }
+
+  // The next pass; false at the end of the stream.
+  absl::StatusOr<bool> Next(Work* work) {
+    absl::MutexLock lock(&mutex);
+    while (queue.empty() && !is_over) changed.Wait(&mutex);
+    if (is_over && !status.ok()) return status;
+    // A stop gives up what is queued: nobody waits for it.
+    if (is_over) return false;
+    *work = std::move(queue.front());
+    queue.pop_front();
+    changed.SignalAll();
+    return true;
+  }
+
+  void End() {
+    absl::MutexLock lock(&mutex);
+    is_ending = true;
+    changed.SignalAll();
+  }
+};
+
+StageRunner::StageRunner(Stage& stage, Transport& transport, const OpContext& ctx, const StageRunnerOptions& options)
+    : stage_(stage),
+      transport_(transport),
+      ctx_(ctx),
+      options_(options),
+      rank_(transport.rank()),
+      pool_(BufferPool::Create()) {}
+
+StageRunner::~StageRunner() = default;
+
+absl::Status StageRunner::SendStates(std::uint64_t pass_id, std::int64_t layer, const ConstMatrixView& states) {
+  const std::int64_t bytes = states.rows * states.cols * DTypeBytes(options_.wire_dtype);
+  QST_ASSIGN_OR_RETURN(SharedBuffer buffer, pool_->Get(bytes));
+  const MatrixView encoded{buffer->data(), options_.wire_dtype, states.rows, states.cols, states.cols};
+  QST_RETURN_IF_ERROR(AddInto(ctx_, states, encoded, /*accumulate=*/false));
+  return transport_.Send(options_.num_stages, MakeTag(FrameKind::kHiddenStates, pass_id, layer), std::move(buffer));
+}
+
+absl::Status StageRunner::RunPass(Work& work) {
+  const std::int64_t num_tokens = work.pass.num_tokens();
+  const std::int64_t width = stage_.hidden_size();
+  SharedBuffer residual;
+  const absl::Time begin = absl::Now();
+  if (work.residual != nullptr) {
+    QST_ASSIGN_OR_RETURN(residual, work.residual->Wait(absl::InfiniteDuration()));
+  } else {
+    QST_ASSIGN_OR_RETURN(residual, pool_->Get(num_tokens * width * 4));
+  }
+  const absl::Time start = absl::Now();
+  stats_.waiting_time += start - begin;
+
+  const MatrixView view = Matrix(reinterpret_cast<float*>(residual->data()), num_tokens, width);
+  absl::Duration in_sink;
+  const HiddenStateSink sink = [&](std::int64_t layer, const ConstMatrixView& states) -> absl::Status {
+    if (layer < work.first_layer) return absl::OkStatus();
+    if (states.rows != num_tokens || states.cols != width || states.dtype != DType::kF32) {
+      return absl::InternalError(absl::StrCat("layer ", layer, " gave [", states.rows, ", ", states.cols, "] ",
+                                              DTypeName(states.dtype), ", expected [", num_tokens, ", ", width, "] f32"));
+    }
+    const absl::Time sink_start = absl::Now();
+    const absl::Status status = SendStates(work.pass.id, layer, states);
+    in_sink += absl::Now() - sink_start;
+    return status;
+  };
+  QST_RETURN_IF_ERROR(stage_.Forward(ctx_, work.pass, view, sink));
+  stats_.forward_time += absl::Now() - start - in_sink;
+  stats_.send_time += in_sink;
+  stats_.num_passes += 1;
+  stats_.num_tokens += num_tokens;
+  if (rank_ + 1 == options_.num_stages) return absl::OkStatus();
+  return transport_.Send(rank_ + 1, MakeTag(FrameKind::kResidual, work.pass.id), std::move(residual));
+}
+
+absl::Status StageRunner::Run() {
+  PassLimits limits;
+  limits.max_tokens = options_.max_pass_tokens;
+  limits.num_layers = options_.num_layers;
+  limits.hidden_size = stage_.hidden_size();
+  limits.wire_dtype = options_.wire_dtype;
+  Intake intake(transport_, options_.num_stages, rank_ - 1, limits, options_.max_passes_in_flight);
+  std::thread thread([&intake] { intake.RunThread(); });
+
+  absl::Status status;
+  for (;;) {
+    Work work;
+    const absl::Time begin = absl::Now();
+    absl::StatusOr<bool> has_next = intake.Next(&work);
+    stats_.waiting_time += absl::Now() - begin;
+    if (!has_next.ok()) {
+      status = has_next.status();
+      break;
+    }
+    if (!*has_next) break;
+    status = Annotate(RunPass(work), absl::StrCat("pass ", work.pass.id));
+    if (!status.ok()) break;
+  }
+  if (!status.ok()) {
+    // A failure of the transport itself is known to it, with a better reason than what it caused here.
+    const absl::Status transport_status = transport_.status();
+    if (!transport_status.ok()) status = transport_status;
+    transport_.Abort(status);
+  }
+  intake.End();
+  thread.join();
+  return status;
+}
+
+}  // namespace qst
