@@ -1,0 +1,371 @@
+#include "worker/stream/stage_runner.h"
+
+#include <cstring>
+#include <map>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "gtest/gtest.h"
+#include "proto/support/status_macros.h"
+#include "proto/support/status_matchers.h"
+#include "worker/stream/gloo_transport.h"
+#include "worker/stream/inproc_transport.h"
+#include "worker/stream/live_stream.h"
+
+namespace qst {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr std::int64_t kLayers = 6;
+constexpr std::int64_t kWidth = 8;
+
+// Layers that any split computes alike: each adds a number that depends on layer, channel and what came before.
+class FakeStage : public Stage {
+ public:
+  FakeStage(std::int64_t first, std::int64_t count) : first_(first), count_(count) {}
+
+  absl::Status Forward(const OpContext&, const TokenPass& pass, const MatrixView& x,
+                       const HiddenStateSink& sink) override {
+    if (before_pass) before_pass(pass);
+    if (first_ == 0) {
+      for (std::int64_t t = 0; t < x.rows; ++t) {
+        for (std::int64_t c = 0; c < x.cols; ++c) x.row<float>(t)[c] = 0.1f * pass.tokens[t] + 0.01f * c;
+      }
+      QST_RETURN_IF_ERROR(sink(0, x));
+    }
+    for (std::int64_t layer = first_ + 1; layer <= first_ + count_; ++layer) {
+      if (layer == failing_layer && pass.id == failing_pass) return absl::ResourceExhaustedError("out of memory");
+      for (std::int64_t t = 0; t < x.rows; ++t) {
+        for (std::int64_t c = 0; c < x.cols; ++c) x.row<float>(t)[c] = x.row<float>(t)[c] * 1.01f + 0.3f / layer;
+      }
+      QST_RETURN_IF_ERROR(sink(layer, x));
+    }
+    return absl::OkStatus();
+  }
+  std::int64_t hidden_size() const override { return kWidth; }
+  std::int64_t first_layer() const override { return first_; }
+  std::int64_t num_layers() const override { return count_; }
+  std::int64_t weight_bytes() const override { return 0; }
+  std::int64_t activation_bytes(std::int64_t) const override { return 0; }
+
+  std::function<void(const TokenPass&)> before_pass;
+  std::int64_t failing_layer = -1;
+  std::uint64_t failing_pass = 0;
+
+ private:
+  const std::int64_t first_;
+  const std::int64_t count_;
+};
+
+std::vector<StageRange> Split(int num_stages) {
+  std::vector<StageRange> ranges;
+  for (int i = 0; i < num_stages; ++i) {
+    const std::int64_t begin = i * kLayers / num_stages;
+    ranges.push_back({begin, (i + 1) * kLayers / num_stages - begin});
+  }
+  return ranges;
+}
+
+std::vector<std::string> Names(int num_stages) {
+  std::vector<std::string> names;
+  for (int i = 0; i < num_stages; ++i) names.push_back(absl::StrCat("stage ", i, " on w", i));
+  names.push_back("side network on w9");
+  return names;
+}
+
+std::vector<std::unique_ptr<Transport>> Connect(int num_stages, bool use_gloo) {
+  const std::vector<std::string> names = Names(num_stages);
+  const int size = num_stages + 1;
+  std::vector<std::unique_ptr<Transport>> world(size);
+  if (!use_gloo) {
+    const auto hub = InprocHub::Create(names);
+    for (int rank = 0; rank < size; ++rank) world[rank] = hub->Endpoint(rank);
+    return world;
+  }
+  InMemoryKeyValueStore store;
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < size; ++rank) {
+    threads.emplace_back([&, rank] {
+      GlooOptions options;
+      options.rank = rank;
+      options.names = names;
+      for (int peer = 0; peer < size; ++peer) {
+        if (peer != rank) options.peers.push_back(peer);
+      }
+      auto transport = GlooTransport::Create(options).value();
+      QST_EXPECT_OK(transport->Connect(store));
+      world[rank] = std::move(transport);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return world;
+}
+
+TokenPass MakePass(std::uint64_t id, int num_tokens) {
+  TokenPass pass;
+  pass.id = id;
+  for (int i = 0; i < num_tokens; ++i) pass.tokens.push_back(static_cast<std::int32_t>(id * 100 + i));
+  pass.offsets = {0, num_tokens / 2, num_tokens};
+  return pass;
+}
+
+// Stages on threads, and the side's stream.
+class Pipeline {
+ public:
+  Pipeline(int num_stages, bool use_gloo, DType wire_dtype = DType::kBF16) : threads_(1), wire_dtype_(wire_dtype) {
+    world_ = Connect(num_stages, use_gloo);
+    for (const StageRange& range : Split(num_stages)) {
+      stages_.push_back(std::make_unique<FakeStage>(range.first_layer, range.num_layers));
+    }
+    results_.resize(num_stages);
+    LiveStreamOptions options;
+    options.stages = Split(num_stages);
+    options.hidden_size = kWidth;
+    options.wire_dtype = wire_dtype;
+    options.max_pass_tokens = 64;
+    stream_ = LiveStream::Create(*world_.back(), options).value();
+  }
+
+  void Start() {
+    for (int i = 0; i < static_cast<int>(stages_.size()); ++i) {
+      runners_.emplace_back([this, i] {
+        OpContext ctx;
+        ctx.threads = &threads_;
+        ctx.isa = CpuIsa::kPortable;
+        StageRunnerOptions options;
+        options.num_stages = static_cast<int>(stages_.size());
+        options.num_layers = kLayers;
+        options.wire_dtype = wire_dtype_;
+        options.max_pass_tokens = 64;
+        StageRunner runner(*stages_[i], *world_[i], ctx, options);
+        results_[i] = runner.Run();
+        if (results_[i].ok()) QST_EXPECT_OK(world_[i]->Close(absl::Seconds(10)));
+      });
+    }
+  }
+
+  void Join() {
+    for (std::thread& runner : runners_) runner.join();
+    runners_.clear();
+  }
+
+  ~Pipeline() {
+    world_.back()->Abort(absl::CancelledError("test over"));
+    Join();
+  }
+
+  LiveStream& stream() { return *stream_; }
+  FakeStage& stage(int i) { return *stages_[i]; }
+  Transport& transport(int rank) { return *world_[rank]; }
+  const absl::Status& result(int i) { return results_[i]; }
+  std::vector<std::unique_ptr<Transport>>& world() { return world_; }
+
+ private:
+  ThreadPool threads_;
+  const DType wire_dtype_;
+  std::vector<std::unique_ptr<Transport>> world_;
+  std::vector<std::unique_ptr<FakeStage>> stages_;
+  std::vector<absl::Status> results_;
+  std::unique_ptr<LiveStream> stream_;
+  std::vector<std::thread> runners_;
+};
+
+std::string BytesOf(const ConstMatrixView& states) {
+  return std::string(static_cast<const char*>(states.data), states.rows * states.cols * DTypeBytes(states.dtype));
+}
+
+// All states of some passes of different lengths, as bytes.
+std::vector<std::string> RunAll(int num_stages, bool use_gloo, DType wire_dtype) {
+  Pipeline pipeline(num_stages, use_gloo, wire_dtype);
+  pipeline.Start();
+  const std::vector<int> lengths = {7, 64, 1, 33, 20, 64};
+  std::vector<std::string> states;
+  for (std::uint64_t id = 0; id < lengths.size() + 1; ++id) {
+    if (id < lengths.size()) QST_EXPECT_OK(pipeline.stream().Submit(MakePass(id, lengths[id]), 0));
+    if (id == 0) continue;  // one ahead
+    for (std::int64_t layer = 0; layer <= kLayers; ++layer) {
+      const auto view = pipeline.stream().Wait(id - 1, layer);
+      if (!view.ok()) {
+        ADD_FAILURE() << view.status();
+        return states;
+      }
+      EXPECT_EQ(view->rows, lengths[id - 1]);
+      EXPECT_EQ(view->dtype, wire_dtype);
+      states.push_back(BytesOf(*view));
+    }
+    pipeline.stream().Release(id - 1);
+  }
+  QST_EXPECT_OK(pipeline.stream().Finish());
+  QST_EXPECT_OK(pipeline.transport(num_stages).Close(absl::Seconds(10)));
+  pipeline.Join();
+  for (int i = 0; i < num_stages; ++i) QST_EXPECT_OK(pipeline.result(i));
+  return states;
+}
+
+TEST(StageRunnerTest, StatesAreTheSameBitsForAnyNumberOfStagesAndAnyTransport) {
+  for (DType wire_dtype : {DType::kBF16, DType::kF32}) {
+    const std::vector<std::string> expected = RunAll(1, false, wire_dtype);
+    ASSERT_EQ(expected.size(), 6u * (kLayers + 1));
+    for (int num_stages : {1, 2, 3}) {
+      for (bool use_gloo : {false, true}) {
+        EXPECT_EQ(RunAll(num_stages, use_gloo, wire_dtype), expected)
+            << num_stages << " stages, " << (use_gloo ? "Gloo" : "in process") << ", " << DTypeName(wire_dtype);
+      }
+    }
+  }
+}
+
+TEST(StageRunnerTest, WireRoundingHappensOnceAndNotOnTheResidual) {
+  const std::vector<std::string> exact = RunAll(2, false, DType::kF32);
+  const std::vector<std::string> rounded = RunAll(2, false, DType::kBF16);
+  for (std::size_t i = 0; i < exact.size(); ++i) {
+    for (std::size_t e = 0; e < exact[i].size() / 4; ++e) {
+      float value;
+      std::uint16_t bits;
+      std::memcpy(&value, exact[i].data() + 4 * e, 4);
+      std::memcpy(&bits, rounded[i].data() + 2 * e, 2);
+      std::uint32_t wide;
+      std::memcpy(&wide, &value, 4);
+      wide += 0x7fff + ((wide >> 16) & 1);  // to nearest, ties to even
+      ASSERT_EQ(bits, wide >> 16) << "state " << i << ", element " << e;
+    }
+  }
+}
+
+TEST(StageRunnerTest, OnlyTheLayersAskedForAreSent) {
+  Pipeline pipeline(2, false);
+  pipeline.Start();
+  QST_ASSERT_OK(pipeline.stream().Submit(MakePass(0, 5), kLayers));
+  QST_EXPECT_OK(pipeline.stream().Wait(0, kLayers));
+  EXPECT_THAT(pipeline.stream().Wait(0, kLayers - 1), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(pipeline.stream().Wait(1, kLayers), StatusIs(absl::StatusCode::kFailedPrecondition));
+}
+
+TEST(StageRunnerTest, CreditsBoundWhatIsInFlight) {
+  Pipeline pipeline(1, false);
+  pipeline.Start();
+  QST_ASSERT_OK(pipeline.stream().Submit(MakePass(0, 5), 0));
+  QST_ASSERT_OK(pipeline.stream().Submit(MakePass(1, 5), 0));
+  EXPECT_THAT(pipeline.stream().Submit(MakePass(2, 5), 0), StatusIs(absl::StatusCode::kFailedPrecondition));
+  QST_ASSERT_OK(pipeline.stream().Wait(0, kLayers));
+  pipeline.stream().Release(0);
+  QST_EXPECT_OK(pipeline.stream().Submit(MakePass(2, 5), 0));
+}
+
+TEST(StageRunnerTest, StagesRunAheadOfTheSide) {
+  Pipeline pipeline(2, true);
+  absl::Notification second_done;
+  pipeline.stage(1).before_pass = [&](const TokenPass& pass) {
+    if (pass.id == 1) second_done.Notify();
+  };
+  pipeline.Start();
+  QST_ASSERT_OK(pipeline.stream().Submit(MakePass(0, 5), 0));
+  QST_ASSERT_OK(pipeline.stream().Submit(MakePass(1, 5), 0));
+  // The side has waited for nothing yet.
+  EXPECT_TRUE(second_done.WaitForNotificationWithTimeout(absl::Seconds(20)));
+}
+
+TEST(StageRunnerTest, PassesReleasedUnreadDoNotBlockLaterOnes) {
+  for (bool use_gloo : {false, true}) {
+    Pipeline pipeline(2, use_gloo);
+    pipeline.Start();
+    for (std::uint64_t id = 0; id < 10; ++id) {
+      QST_ASSERT_OK(pipeline.stream().Submit(MakePass(id, 9), 0));
+      if (id < 9) pipeline.stream().Release(id);
+    }
+    QST_EXPECT_OK(pipeline.stream().Wait(9, kLayers));
+  }
+}
+
+TEST(StageRunnerTest, AbortInMidPassWakesSideAndStages) {
+  for (bool use_gloo : {false, true}) {
+    Pipeline pipeline(2, use_gloo);
+    absl::Notification inside;
+    absl::Notification go_on;
+    pipeline.stage(1).before_pass = [&](const TokenPass&) {
+      inside.Notify();
+      go_on.WaitForNotification();
+    };
+    pipeline.Start();
+    QST_ASSERT_OK(pipeline.stream().Submit(MakePass(0, 5), 0));
+    std::thread aborter([&] {
+      inside.WaitForNotification();
+      pipeline.stream().Abort(absl::CancelledError("cancelled by the user"));
+      go_on.Notify();
+    });
+    EXPECT_THAT(pipeline.stream().Wait(0, kLayers), StatusIs(absl::StatusCode::kCancelled));
+    aborter.join();
+    pipeline.Join();
+    for (int i : {0, 1}) {
+      EXPECT_THAT(pipeline.result(i), StatusIs(absl::StatusCode::kCancelled, HasSubstr("side network on w9: cancelled")));
+      EXPECT_TRUE(IsPeerReported(pipeline.result(i)));
+    }
+  }
+}
+
+TEST(StageRunnerTest, FailureOfAStageReachesEveryoneWithItsName) {
+  for (bool use_gloo : {false, true}) {
+    Pipeline pipeline(3, use_gloo);
+    pipeline.stage(1).failing_layer = 4;
+    pipeline.stage(1).failing_pass = 1;
+    pipeline.Start();
+    QST_ASSERT_OK(pipeline.stream().Submit(MakePass(0, 5), 0));
+    // The states of pass 0 may or may not be here before the failure of pass 1.
+    const absl::Status submitted = pipeline.stream().Submit(MakePass(1, 5), 0);
+    absl::Status status = submitted;
+    for (std::uint64_t id : {0, 1}) {
+      if (status.ok()) status = pipeline.stream().Wait(id, kLayers).status();
+    }
+    EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("stage 1 on w1: pass 1: out of memory")));
+    pipeline.Join();
+    EXPECT_THAT(pipeline.result(1), StatusIs(absl::StatusCode::kResourceExhausted, testing::Eq("pass 1: out of memory")));
+    EXPECT_FALSE(IsPeerReported(pipeline.result(1)));
+    EXPECT_THAT(pipeline.result(0), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("stage 1 on w1")));
+    EXPECT_THAT(pipeline.result(2), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("stage 1 on w1")));
+  }
+}
+
+TEST(StageRunnerTest, HeadersThatBreakThePlanEndTheStage) {
+  Pipeline pipeline(1, false);
+  pipeline.Start();
+  PassHeader header;
+  header.num_tokens = 1000000;
+  header.num_sequences = 1;
+  header.hidden_size = kWidth;
+  SharedBuffer head = BufferPool::Create()->Get(kHeaderBytes).value();
+  EncodeHeader(header, head->data());
+  QST_ASSERT_OK(pipeline.transport(1).Send(0, MakeTag(FrameKind::kHeader, 0), std::move(head)));
+  pipeline.Join();
+  EXPECT_THAT(pipeline.result(0), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("1000000 tokens, allowed are 1 to 64")));
+}
+
+TEST(LiveStreamTest, BadPassesAreRefusedBeforeAnythingIsSent) {
+  Pipeline pipeline(1, false);
+  LiveStream& stream = pipeline.stream();
+  EXPECT_THAT(stream.Submit(MakePass(1, 5), 0), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("next one is 0")));
+  EXPECT_THAT(stream.Submit(MakePass(0, 65), 0), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("65 tokens")));
+  EXPECT_THAT(stream.Submit(MakePass(0, 5), kLayers + 1), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(stream.Submit(TokenPass{}, 0), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("no tokens")));
+}
+
+TEST(LiveStreamTest, StagesMustCoverTheLayersInOrder) {
+  const auto hub = InprocHub::Create(Names(2));
+  const auto transport = hub->Endpoint(2);
+  LiveStreamOptions options;
+  options.hidden_size = 8;
+  options.max_pass_tokens = 8;
+  options.stages = {{0, 3}, {4, 2}};
+  EXPECT_THAT(LiveStream::Create(*transport, options), StatusIs(absl::StatusCode::kInvalidArgument));
+  options.stages = {{0, 3}};
+  EXPECT_THAT(LiveStream::Create(*transport, options), StatusIs(absl::StatusCode::kInvalidArgument));
+  options.stages = {{0, 3}, {3, 2}};
+  QST_EXPECT_OK(LiveStream::Create(*transport, options));
+  options.wire_dtype = DType::kI8;
+  EXPECT_THAT(LiveStream::Create(*transport, options), StatusIs(absl::StatusCode::kUnimplemented));
+}
+
+}  // namespace
+}  // namespace qst
