@@ -1,0 +1,222 @@
+// model import, list, show, rm.
+#include <filesystem>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
+#include "client/command.h"
+#include "client/coordinator_client.h"
+#include "client/errors.h"
+#include "client/follow_job.h"
+#include "client/format.h"
+#include "client/interrupt.h"
+#include "client/live_line.h"
+#include "client/progress_view.h"
+#include "client/proto_json.h"
+#include "client/spec_fields.h"
+#include "proto/support/status_macros.h"
+
+namespace qst {
+namespace {
+
+std::string QuantizationText(const v1::Quantization& quantization) {
+  const auto* value = v1::QuantizationType_descriptor()->FindValueByNumber(quantization.type());
+  if (value == nullptr || value->number() == 0) return "-";
+  if (quantization.type() == v1::QUANTIZATION_TYPE_NONE) return "none";
+  return absl::StrCat(EnumShortName(value), "/", quantization.block_size(),
+                      quantization.double_quant() ? "" : " single");
+}
+
+void PrintModel(std::ostream& out, const v1::Model& model) {
+  std::vector<std::vector<std::string>> rows = {{"name", model.name()}, {"state", StateName(model.state())}};
+  if (!model.status_message().empty()) rows.push_back({"status", OneLine(model.status_message())});
+  rows.push_back({"source", OneLine(model.source_path())});
+  rows.push_back({"quantization", QuantizationText(model.quantization())});
+  if (model.state() == v1::MODEL_STATE_READY) {
+    rows.push_back({"architecture", OneLine(model.architecture())});
+    rows.push_back({"layers", absl::StrCat(model.num_layers())});
+    rows.push_back({"hidden size", absl::StrCat(model.hidden_size())});
+    rows.push_back({"vocabulary", absl::StrCat(model.vocab_size())});
+    rows.push_back({"parameters", FormatCount(model.num_parameters())});
+    rows.push_back({"stored", FormatBytes(model.stored_bytes())});
+    rows.push_back({"per layer", FormatBytes(model.layer_bytes())});
+    rows.push_back({"embedding", FormatBytes(model.embedding_bytes())});
+    rows.push_back({"head", model.head_bytes() == 0 ? "tied to the embedding" : FormatBytes(model.head_bytes())});
+  }
+  rows.push_back({"created", FormatTime(model.created_ms())});
+  out << FormatTable(rows);
+}
+
+// A valid name from the last part of a path: "SmolLM2 135M.gguf" -> "SmolLM2-135M".
+std::string NameFromPath(const std::filesystem::path& path) {
+  std::string name(absl::StripSuffix(path.filename().string(), ".gguf"));
+  for (char& c : name) {
+    if (!absl::ascii_isalnum(c) && c != '.' && c != '_' && c != '-') c = '-';
+  }
+  return name.substr(0, 64);
+}
+
+absl::StatusOr<v1::ImportModelRequest> ImportRequest(const CommandContext& context) {
+  const ParsedArgs& args = context.args;
+  v1::ImportModelRequest request;
+  std::error_code error;
+  std::filesystem::path path = std::filesystem::absolute(args.positional[0], error).lexically_normal();
+  if (error) return absl::InternalError(absl::StrCat(args.positional[0], ": ", error.message()));
+  if (!path.has_filename() && path.has_parent_path()) path = path.parent_path();
+  // Another machine's files cannot be seen from here.
+  if (context.client.IsLocal() && !std::filesystem::exists(path, error)) {
+    return absl::NotFoundError(absl::StrCat(path.string(), ": no such file or folder; name a .gguf file or a "
+                                                           "Hugging Face folder"));
+  }
+  request.set_source_path(path.string());
+  request.set_name(args.Has("name") ? args.String("name") : NameFromPath(path));
+  if (request.name().empty()) return UsageError("--name must not be empty");
+  v1::Quantization* quantization = request.mutable_quantization();
+  const auto* type = FindEnumValue(v1::QuantizationType_descriptor(), args.String("quantization"));
+  if (type == nullptr) {
+    return UsageError(absl::StrCat("--quantization: '", args.String("quantization"), "' is none of ",
+                                   absl::StrJoin(EnumShortNames(v1::QuantizationType_descriptor()), ", ")));
+  }
+  quantization->set_type(static_cast<v1::QuantizationType>(type->number()));
+  if (quantization->type() != v1::QUANTIZATION_TYPE_NONE) {
+    if (args.Uint("block-size") > 4096) return UsageError("--block-size: one of 64, 128, ... 4096");
+    quantization->set_block_size(static_cast<uint32_t>(args.Uint("block-size")));
+    quantization->set_double_quant(!args.Bool("no-double-quant"));
+  }
+  request.set_replace(args.Bool("replace"));
+  return request;
+}
+
+absl::Status RunImport(CommandContext& context) {
+  QST_ASSIGN_OR_RETURN(const v1::ImportModelRequest request, ImportRequest(context));
+  QST_ASSIGN_OR_RETURN(const v1::ImportModelResponse started, context.client.ImportModel(request));
+  const std::string name = started.model().name();
+  LiveLine live(context.env.out, context.env.is_terminal && !context.json);
+  CallCanceller canceller;
+  FollowOptions options;
+  options.reconnect_for = context.args.Duration("reconnect-for");
+  options.canceller = &canceller;
+  options.on_notice = [&](const std::string& notice) {
+    if (!context.json) live.Print(notice);
+  };
+  absl::StatusOr<v1::Model> model = absl::UnknownError("");
+  std::string last_status;
+  {
+    InterruptScope interrupts(context.env.catch_interrupts, [&canceller] { canceller.Cancel(); });
+    model = context.client.WatchModel(name, options, [&](const v1::Model& now) {
+      if (context.json) {
+        nlohmann::ordered_json line;
+        line["model"] = ProtoToJson(now);
+        context.env.out << JsonLine(line) << std::endl;
+      } else if (now.state() == v1::MODEL_STATE_IMPORTING) {
+        live.Refresh(ModelLine(now, context.env.width));
+        if (!context.env.is_terminal && now.status_message() != last_status && !now.status_message().empty()) {
+          live.Print(absl::StrCat("importing: ", OneLine(now.status_message())));
+        }
+        last_status = now.status_message();
+      }
+    });
+  }
+  live.Clear();
+  if (absl::IsCancelled(model.status())) {
+    return absl::CancelledError(absl::StrCat("stopped watching; the import goes on: `qst model show ", name, "`"));
+  }
+  QST_RETURN_IF_ERROR(model.status());
+  if (model->state() == v1::MODEL_STATE_FAILED) {
+    return absl::AbortedError(absl::StrCat("import of ", name, " failed: ", OneLine(model->status_message())));
+  }
+  if (!context.json) PrintModel(context.env.out, *model);
+  return absl::OkStatus();
+}
+
+absl::Status RunList(CommandContext& context) {
+  QST_ASSIGN_OR_RETURN(const v1::ListModelsResponse response, context.client.ListModels());
+  if (context.json) {
+    context.env.out << ProtoToJsonLine(response) << std::endl;
+    return absl::OkStatus();
+  }
+  if (response.models().empty()) {
+    context.env.out << "no models; import one with `qst model import PATH`\n";
+    return absl::OkStatus();
+  }
+  std::vector<std::vector<std::string>> rows = {
+      {"MODEL", "STATE", "ARCHITECTURE", "PARAMETERS", "LAYERS", "HIDDEN", "QUANTIZATION", "STORED"}};
+  for (const v1::Model& model : response.models()) {
+    const bool ready = model.state() == v1::MODEL_STATE_READY;
+    rows.push_back({model.name(), StateName(model.state()), ready ? OneLine(model.architecture()) : "-",
+                    ready ? FormatCount(model.num_parameters()) : "-", ready ? absl::StrCat(model.num_layers()) : "-",
+                    ready ? absl::StrCat(model.hidden_size()) : "-", QuantizationText(model.quantization()),
+                    ready ? FormatBytes(model.stored_bytes()) : "-"});
+  }
+  context.env.out << FormatTable(rows, {3, 4, 5, 7});
+  return absl::OkStatus();
+}
+
+absl::Status RunShow(CommandContext& context) {
+  QST_ASSIGN_OR_RETURN(const v1::GetModelResponse response, context.client.GetModel(context.args.positional[0]));
+  if (context.json) {
+    context.env.out << ProtoToJsonLine(response) << std::endl;
+  } else {
+    PrintModel(context.env.out, response.model());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status RunRemove(CommandContext& context) {
+  const std::string& name = context.args.positional[0];
+  QST_RETURN_IF_ERROR(context.client.DeleteModel(name).status());
+  if (context.json) {
+    context.env.out << "{}" << std::endl;
+  } else {
+    context.env.out << "removed model " << name << std::endl;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::vector<Command> ModelCommands() {
+  Command import;
+  import.name = "model import";
+  import.summary = "Quantize a model and put it into the store";
+  import.arguments = "PATH";
+  import.min_arguments = import.max_arguments = 1;
+  import.flags = {
+      {"name", 0, FlagKind::kString, "NAME", "", "name in the store (default: from the path)"},
+      {"quantization", 0, FlagKind::kString, "TYPE", "nf4", "nf4, fp4 or none"},
+      {"block-size", 0, FlagKind::kUint, "N", "64", "elements that share one scale: 64, 128, ... 4096"},
+      {"no-double-quant", 0, FlagKind::kBool, "", "", "keep the scales in float32"},
+      {"replace", 0, FlagKind::kBool, "", "", "replace a model of this name"},
+      ReconnectFlag(),
+  };
+  import.details = "PATH is a .gguf file or a Hugging Face folder, as the workers see it.";
+  import.examples = {"qst model import SmolLM2-135M-Instruct.gguf --name=smollm2"};
+  import.run = RunImport;
+
+  Command list;
+  list.name = "model list";
+  list.summary = "List the models in the store";
+  list.examples = {"qst model list"};
+  list.run = RunList;
+
+  Command show;
+  show.name = "model show";
+  show.summary = "Show one model";
+  show.arguments = "NAME";
+  show.min_arguments = show.max_arguments = 1;
+  show.examples = {"qst model show smollm2"};
+  show.run = RunShow;
+
+  Command remove;
+  remove.name = "model rm";
+  remove.summary = "Remove a model from the store";
+  remove.arguments = "NAME";
+  remove.min_arguments = remove.max_arguments = 1;
+  remove.examples = {"qst model rm smollm2"};
+  remove.run = RunRemove;
+  return {import, list, show, remove};
+}
+
+}  // namespace qst
