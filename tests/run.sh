@@ -54,10 +54,8 @@ skipped=$(printf '%s' "$skips" | grep -cE 'SKIPPED' || true)
 printf '%s\n' "${skips:-none}"
 
 if $full; then
-  say "Unit tests under AddressSanitizer"
-  run_tests --config=asan --test_tag_filters=-e2e,-bench,-nosan --build_tests_only //...
-  say "Unit tests under UndefinedBehaviorSanitizer"
-  run_tests --config=ubsan --test_tag_filters=-e2e,-bench,-nosan --build_tests_only //...
+  say "Unit tests under AddressSanitizer and UndefinedBehaviorSanitizer"
+  run_tests --config=asan --config=ubsan --test_tag_filters=-e2e,-bench,-nosan --build_tests_only //...
   say "Fuzzers, ${QST_FUZZ_SECONDS:-60} s each"
   if tests/fuzz/run.sh "${QST_FUZZ_SECONDS:-60}"; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
 fi
