@@ -28,6 +28,7 @@ uint64_t PairKey(int32_t left, int32_t right) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<BpeModel>> BpeModel::FromJson(const json& model) {
+  if (!model.is_object()) return absl::InvalidArgumentError("not an object");
   // Old files have no type where they have merges.
   QST_ASSIGN_OR_RETURN(const std::string type,
                        GetString(model, "type", FindMember(model, "merges") != nullptr ? "BPE" : ""));

@@ -4,6 +4,7 @@
 #include <set>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "proto/support/status_macros.h"
 #include "worker/text/json_util.h"
@@ -85,6 +86,11 @@ absl::Status Tokenizer::LoadTokenizerJson(const std::string& text) {
   added_tokens_ = *std::move(added);
   vocab_size_ = std::max(model_->vocab_size(), added_tokens_.end_id());
   unk_id_ = model_->unk_id();
+  QST_ASSIGN_OR_RETURN(const std::string letter, normalizer_.Apply("a"));
+  QST_ASSIGN_OR_RETURN(const std::vector<PreTokenizer::Word> words, pre_tokenizer_.Apply({letter, true}));
+  // U+2581 and U+0120 are a space's spellings in the two families.
+  adds_prefix_space_ = !words.empty() &&
+                       (absl::StartsWith(words[0].text, "\xE2\x96\x81") || absl::StartsWith(words[0].text, "\xC4\xA0"));
   return Annotate(LoadPostProcessor(FindMember(root, "post_processor"), 0), "post_processor");
 }
 

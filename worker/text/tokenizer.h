@@ -55,6 +55,8 @@ class Tokenizer {
   const std::vector<int32_t>& stop_ids() const { return stop_ids_; }
   // Whether Encode with `add_special` puts bos_id first.
   bool adds_bos() const { return bos_id_.has_value() && !prefix_.empty() && prefix_.front() == *bos_id_; }
+  // Whether the tokens of a text begin with a space of the tokenizer's own ("a" becomes U+2581 "a").
+  bool adds_prefix_space() const { return adds_prefix_space_; }
   // Jinja text, empty if there is none.
   const std::string& chat_template() const { return chat_template_; }
 
@@ -73,6 +75,7 @@ class Tokenizer {
   std::vector<int32_t> prefix_;
   std::vector<int32_t> suffix_;
   int32_t vocab_size_ = 0;
+  bool adds_prefix_space_ = false;
   std::optional<int32_t> bos_id_, eos_id_, unk_id_, pad_id_;
   std::vector<int32_t> stop_ids_;
   std::string chat_template_;

@@ -42,7 +42,7 @@ struct TokenizerDefinition {
   // "left right", most important first; needed for kByteLevelBpe only. GGUF: tokenizer.ggml.merges.
   std::vector<std::string> merges;
   // How kByteLevelBpe splits text into words, by GGUF's name for it (tokenizer.ggml.pre): "gpt-2",
-  // "smollm", "llama-bpe", ... Unknown names are refused, since a wrong split is silently worse.
+  // "smollm", "llama-bpe", ... Unknown names, and none, are refused: a wrong split is silently worse.
   std::string pre_tokenizer;
 
   std::optional<int32_t> bos_id;

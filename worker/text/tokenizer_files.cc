@@ -103,8 +103,8 @@ absl::Status ApplySettings(const TokenizerFiles& files, TokenizerDefinition* def
     if (!add_bos.ok()) return Annotate(add_bos.status(), name);
     definition->add_bos = *add_bos;
   }
-  set(&definition->bos_id, kGpt2EndOfText);
-  set(&definition->eos_id, kGpt2EndOfText);
+  if (!definition->bos_id.has_value()) set(&definition->bos_id, kGpt2EndOfText);
+  if (!definition->eos_id.has_value()) set(&definition->eos_id, kGpt2EndOfText);
   if (!definition->bos_id.has_value()) definition->add_bos = false;
   return absl::OkStatus();
 }

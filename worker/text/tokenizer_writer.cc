@@ -56,7 +56,7 @@ absl::StatusOr<PreTokenizerChoice> ChoosePreTokenizer(const std::string& name) {
           true};
     }
   }
-  if (name.empty()) {
+  if (name.empty() || name == "default") {
     return absl::UnimplementedError(
         "the tokenizer does not say how it splits text into words (tokenizer.ggml.pre); convert the model again "
         "with a tool that writes it, or import the Hugging Face folder");
