@@ -1,8 +1,9 @@
-// The matrix product behind all linear ops, on packed panels (see kernels.h).
+// The matrix product behind all linear ops, from the tiles of kernels.h.
 //
 // Work is cut by columns of C. A task unpacks its columns of B, one block of k at a time, into a buffer that
 // stays in the second-level cache, and multiplies all rows of A with it; so every weight is unpacked once,
-// by the thread that uses it, and is never held whole. A is packed first, by all threads, and shared.
+// by the thread that uses it, and is never held whole. A is read where it lies; 16-bit rows are converted
+// first, by the task if it is one of few, else once for all tasks.
 #ifndef QST_KERNELS_CPU_GEMM_GEMM_H_
 #define QST_KERNELS_CPU_GEMM_GEMM_H_
 
@@ -15,7 +16,7 @@
 namespace qst {
 namespace cpu {
 
-// A [m, k] as it lies in memory: `matrix` is A itself, or A^T if is_transposed. f32, f16 or bf16.
+// A [m, k] as it lies in memory: `matrix` is A itself (f32, f16 or bf16), or A^T (f32) if is_transposed.
 struct LeftOperand {
   ConstMatrixView matrix;
   bool is_transposed = false;

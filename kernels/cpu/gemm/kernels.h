@@ -1,9 +1,9 @@
 // The inner loops of the matrix product, one set per instruction set. Plain pointers and sizes only: the
 // files that are compiled for wider registers include nothing else of ours.
 //
-// A product C[m, n] (+)= A[m, k] B[k, n] runs on packed panels:
-//   left panel   a[kk * rows + i]   `rows` rows of A (at most mr)
-//   right panel  b[kk * nr + j]     `nr` columns of B, those beyond its last one zero
+// A product C[m, n] (+)= A[m, k] B[k, n] goes tile by tile: a few rows of A, read where they lie, times a
+// packed panel of B:
+//   b[kk * nr + j]   `nr` columns of B, those beyond its last one zero
 //
 // Every element of C is one chain over ascending kk of acc = acc + a * b: fused in AVX2 and AVX-512, which
 // so give the same bits, rounded twice in the portable set. How C is cut into tiles and k into blocks (the
@@ -20,14 +20,17 @@ namespace cpu {
 
 struct GemmKernels {
   const char* name;
-  int mr;     // rows of a full left panel
-  int nr;     // columns of a right panel
+  int mr;     // rows of a full tile
+  int nr;     // columns of a full tile, and of a panel
   int lanes;  // columns of one register; divides nr
 
-  // C tile [rows, cols] = (C if load_c, else 0) + bias (unless null) + the product of the panels.
+  // C tile [rows, cols] = (C if load_c, else 0) + bias (unless null) + the product.
   // 1 <= rows <= mr; cols a multiple of lanes, at most nr; bias [cols].
-  void (*multiply)(int rows, int cols, std::int64_t depth, const float* a, const float* b, const float* bias,
-                   bool load_c, float* c, std::int64_t ldc);
+  // Element (i, kk) of A is a[i * lda + kk] for multiply, a[kk * lda + i] for multiply_transposed.
+  void (*multiply)(int rows, int cols, std::int64_t depth, const float* a, std::int64_t lda, const float* b,
+                   const float* bias, bool load_c, float* c, std::int64_t ldc);
+  void (*multiply_transposed)(int rows, int cols, std::int64_t depth, const float* a, std::int64_t lda,
+                              const float* b, const float* bias, bool load_c, float* c, std::int64_t ldc);
 
   // out[kk * width + i] = source(i, kk), i in [0, rows), zero for i in [rows, width).
   // source(i, j) is element i * ld + j of `source`, of type f32, f16 or bf16, not necessarily aligned.

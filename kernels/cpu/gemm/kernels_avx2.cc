@@ -14,9 +14,9 @@ constexpr int kLanes = 8;
 constexpr int kNr = 2 * kLanes;
 
 // kVectors of the panel's two registers are computed: one is enough for a narrow last panel.
-template <int kRows, int kVectors>
-void MultiplyTile(std::int64_t depth, const float* a, const float* b, const float* bias, bool load_c, float* c,
-                  std::int64_t ldc) {
+template <int kRows, int kVectors, bool kTransposed>
+void MultiplyTile(std::int64_t depth, const float* a, std::int64_t lda, const float* b, const float* bias,
+                  bool load_c, float* c, std::int64_t ldc) {
   __m256 acc[kRows][kVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
@@ -26,17 +26,23 @@ void MultiplyTile(std::int64_t depth, const float* a, const float* b, const floa
       if (bias != nullptr) acc[i][v] = _mm256_add_ps(acc[i][v], _mm256_loadu_ps(bias + v * kLanes));
     }
   }
+  // One pointer for every four rows: few enough for registers.
+  const float* row[(kRows + 3) / 4];
+#pragma GCC unroll 4
+  for (int g = 0; g < (kRows + 3) / 4; ++g) row[g] = a + (kTransposed ? 4 * g : 4 * g * lda);
+#pragma GCC unroll 4
   for (std::int64_t kk = 0; kk < depth; ++kk) {
     __m256 right[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) right[v] = _mm256_loadu_ps(b + v * kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-      const __m256 left = _mm256_broadcast_ss(a + i);
+      const __m256 left = _mm256_broadcast_ss(&row[i / 4][kTransposed ? i % 4 : i % 4 * lda]);
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) acc[i][v] = _mm256_fmadd_ps(left, right[v], acc[i][v]);
     }
-    a += kRows;
+#pragma GCC unroll 4
+    for (int g = 0; g < (kRows + 3) / 4; ++g) row[g] += kTransposed ? lda : 1;
     b += kNr;
   }
 #pragma GCC unroll 16
@@ -46,15 +52,20 @@ void MultiplyTile(std::int64_t depth, const float* a, const float* b, const floa
   }
 }
 
-using TileFn = void (*)(std::int64_t, const float*, const float*, const float*, bool, float*, std::int64_t);
+using TileFn = void (*)(std::int64_t, const float*, std::int64_t, const float*, const float*, bool, float*,
+                        std::int64_t);
 
-void Multiply(int rows, int cols, std::int64_t depth, const float* a, const float* b, const float* bias, bool load_c,
-              float* c, std::int64_t ldc) {
+template <bool kTransposed>
+void Multiply(int rows, int cols, std::int64_t depth, const float* a, std::int64_t lda, const float* b,
+              const float* bias, bool load_c, float* c, std::int64_t ldc) {
   static constexpr TileFn kTiles[kMr][2] = {
-      {MultiplyTile<1, 1>, MultiplyTile<1, 2>}, {MultiplyTile<2, 1>, MultiplyTile<2, 2>},
-      {MultiplyTile<3, 1>, MultiplyTile<3, 2>}, {MultiplyTile<4, 1>, MultiplyTile<4, 2>},
-      {MultiplyTile<5, 1>, MultiplyTile<5, 2>}, {MultiplyTile<6, 1>, MultiplyTile<6, 2>}};
-  kTiles[rows - 1][cols / kLanes - 1](depth, a, b, bias, load_c, c, ldc);
+      {MultiplyTile<1, 1, kTransposed>, MultiplyTile<1, 2, kTransposed>},
+      {MultiplyTile<2, 1, kTransposed>, MultiplyTile<2, 2, kTransposed>},
+      {MultiplyTile<3, 1, kTransposed>, MultiplyTile<3, 2, kTransposed>},
+      {MultiplyTile<4, 1, kTransposed>, MultiplyTile<4, 2, kTransposed>},
+      {MultiplyTile<5, 1, kTransposed>, MultiplyTile<5, 2, kTransposed>},
+      {MultiplyTile<6, 1, kTransposed>, MultiplyTile<6, 2, kTransposed>}};
+  kTiles[rows - 1][cols / kLanes - 1](depth, a, lda, b, bias, load_c, c, ldc);
 }
 
 // table[code] for codes in bits [kShift, kShift + 4) of each lane. The permutation looks at three bits, so
@@ -139,8 +150,11 @@ void Unpack4Cols(const std::uint8_t* packed, std::int64_t row_bytes, std::int64_
 
 }  // namespace
 
-const GemmKernels kAvx2GemmKernels = {"avx2",         kMr,           kNr,         kLanes,     Multiply,
-                                      avx2::PackRows, avx2::PackCols, Unpack4Rows, Unpack4Cols};
+const GemmKernels kAvx2GemmKernels = {"avx2",           kMr,
+                                      kNr,              kLanes,
+                                      Multiply<false>,  Multiply<true>,
+                                      avx2::PackRows,   avx2::PackCols,
+                                      Unpack4Rows,      Unpack4Cols};
 
 }  // namespace cpu
 }  // namespace qst

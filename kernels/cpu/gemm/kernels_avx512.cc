@@ -14,9 +14,10 @@ constexpr int kMr = 12;
 constexpr int kLanes = 16;
 constexpr int kNr = 2 * kLanes;
 
-template <int kRows, int kVectors>
-void MultiplyTile(std::int64_t depth, const float* a, const float* b, const float* bias, bool load_c, float* c,
-                  std::int64_t ldc) {
+// kVectors of the panel's two registers are computed: one is enough for a narrow last panel.
+template <int kRows, int kVectors, bool kTransposed>
+void MultiplyTile(std::int64_t depth, const float* a, std::int64_t lda, const float* b, const float* bias,
+                  bool load_c, float* c, std::int64_t ldc) {
   __m512 acc[kRows][kVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
@@ -26,17 +27,23 @@ void MultiplyTile(std::int64_t depth, const float* a, const float* b, const floa
       if (bias != nullptr) acc[i][v] = _mm512_add_ps(acc[i][v], _mm512_loadu_ps(bias + v * kLanes));
     }
   }
+  // One pointer for every four rows: few enough for registers.
+  const float* row[(kRows + 3) / 4];
+#pragma GCC unroll 4
+  for (int g = 0; g < (kRows + 3) / 4; ++g) row[g] = a + (kTransposed ? 4 * g : 4 * g * lda);
+#pragma GCC unroll 4
   for (std::int64_t kk = 0; kk < depth; ++kk) {
     __m512 right[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) right[v] = _mm512_loadu_ps(b + v * kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-      const __m512 left = _mm512_set1_ps(a[i]);
+      const __m512 left = _mm512_set1_ps(row[i / 4][kTransposed ? i % 4 : i % 4 * lda]);
 #pragma GCC unroll 2
       for (int v = 0; v < kVectors; ++v) acc[i][v] = _mm512_fmadd_ps(left, right[v], acc[i][v]);
     }
-    a += kRows;
+#pragma GCC unroll 4
+    for (int g = 0; g < (kRows + 3) / 4; ++g) row[g] += kTransposed ? lda : 1;
     b += kNr;
   }
 #pragma GCC unroll 16
@@ -46,18 +53,26 @@ void MultiplyTile(std::int64_t depth, const float* a, const float* b, const floa
   }
 }
 
-using TileFn = void (*)(std::int64_t, const float*, const float*, const float*, bool, float*, std::int64_t);
+using TileFn = void (*)(std::int64_t, const float*, std::int64_t, const float*, const float*, bool, float*,
+                        std::int64_t);
 
-void Multiply(int rows, int cols, std::int64_t depth, const float* a, const float* b, const float* bias, bool load_c,
-              float* c, std::int64_t ldc) {
+template <bool kTransposed>
+void Multiply(int rows, int cols, std::int64_t depth, const float* a, std::int64_t lda, const float* b,
+              const float* bias, bool load_c, float* c, std::int64_t ldc) {
   static constexpr TileFn kTiles[kMr][2] = {
-      {MultiplyTile<1, 1>, MultiplyTile<1, 2>},   {MultiplyTile<2, 1>, MultiplyTile<2, 2>},
-      {MultiplyTile<3, 1>, MultiplyTile<3, 2>},   {MultiplyTile<4, 1>, MultiplyTile<4, 2>},
-      {MultiplyTile<5, 1>, MultiplyTile<5, 2>},   {MultiplyTile<6, 1>, MultiplyTile<6, 2>},
-      {MultiplyTile<7, 1>, MultiplyTile<7, 2>},   {MultiplyTile<8, 1>, MultiplyTile<8, 2>},
-      {MultiplyTile<9, 1>, MultiplyTile<9, 2>},   {MultiplyTile<10, 1>, MultiplyTile<10, 2>},
-      {MultiplyTile<11, 1>, MultiplyTile<11, 2>}, {MultiplyTile<12, 1>, MultiplyTile<12, 2>}};
-  kTiles[rows - 1][cols / kLanes - 1](depth, a, b, bias, load_c, c, ldc);
+      {MultiplyTile<1, 1, kTransposed>, MultiplyTile<1, 2, kTransposed>},
+      {MultiplyTile<2, 1, kTransposed>, MultiplyTile<2, 2, kTransposed>},
+      {MultiplyTile<3, 1, kTransposed>, MultiplyTile<3, 2, kTransposed>},
+      {MultiplyTile<4, 1, kTransposed>, MultiplyTile<4, 2, kTransposed>},
+      {MultiplyTile<5, 1, kTransposed>, MultiplyTile<5, 2, kTransposed>},
+      {MultiplyTile<6, 1, kTransposed>, MultiplyTile<6, 2, kTransposed>},
+      {MultiplyTile<7, 1, kTransposed>, MultiplyTile<7, 2, kTransposed>},
+      {MultiplyTile<8, 1, kTransposed>, MultiplyTile<8, 2, kTransposed>},
+      {MultiplyTile<9, 1, kTransposed>, MultiplyTile<9, 2, kTransposed>},
+      {MultiplyTile<10, 1, kTransposed>, MultiplyTile<10, 2, kTransposed>},
+      {MultiplyTile<11, 1, kTransposed>, MultiplyTile<11, 2, kTransposed>},
+      {MultiplyTile<12, 1, kTransposed>, MultiplyTile<12, 2, kTransposed>}};
+  kTiles[rows - 1][cols / kLanes - 1](depth, a, lda, b, bias, load_c, c, ldc);
 }
 
 // One 32-bit word (eight elements of k) of each of sixteen rows. The permutation looks at the lowest four
@@ -137,8 +152,11 @@ void Unpack4Cols(const std::uint8_t* packed, std::int64_t row_bytes, std::int64_
 
 }  // namespace
 
-const GemmKernels kAvx512GemmKernels = {"avx512",       kMr,            kNr,         kLanes,     Multiply,
-                                        avx2::PackRows, avx2::PackCols, Unpack4Rows, Unpack4Cols};
+const GemmKernels kAvx512GemmKernels = {"avx512",           kMr,
+                                      kNr,              kLanes,
+                                      Multiply<false>,  Multiply<true>,
+                                      avx2::PackRows,   avx2::PackCols,
+                                      Unpack4Rows,      Unpack4Cols};
 
 }  // namespace cpu
 }  // namespace qst

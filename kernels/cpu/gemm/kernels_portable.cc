@@ -11,9 +11,9 @@ namespace {
 constexpr int kMr = 4;
 constexpr int kNr = 8;
 
-template <int kRows>
-void MultiplyRows(std::int64_t depth, const float* a, const float* b, const float* bias, bool load_c, float* c,
-                  std::int64_t ldc) {
+template <int kRows, bool kTransposed>
+void MultiplyTile(std::int64_t depth, const float* a, std::int64_t lda, const float* b, const float* bias,
+                  bool load_c, float* c, std::int64_t ldc) {
   float acc[kRows][kNr];
   for (int i = 0; i < kRows; ++i) {
     for (int j = 0; j < kNr; ++j) {
@@ -23,9 +23,10 @@ void MultiplyRows(std::int64_t depth, const float* a, const float* b, const floa
   }
   for (std::int64_t kk = 0; kk < depth; ++kk) {
     for (int i = 0; i < kRows; ++i) {
-      for (int j = 0; j < kNr; ++j) acc[i][j] += a[i] * b[j];
+      const float left = kTransposed ? a[i] : a[i * lda];
+      for (int j = 0; j < kNr; ++j) acc[i][j] += left * b[j];
     }
-    a += kRows;
+    a += kTransposed ? lda : 1;
     b += kNr;
   }
   for (int i = 0; i < kRows; ++i) {
@@ -34,17 +35,18 @@ void MultiplyRows(std::int64_t depth, const float* a, const float* b, const floa
 }
 
 // cols is always kNr: this set's panels are one "register" wide.
-void Multiply(int rows, int /*cols*/, std::int64_t depth, const float* a, const float* b, const float* bias,
-              bool load_c, float* c, std::int64_t ldc) {
+template <bool kTransposed>
+void Multiply(int rows, int /*cols*/, std::int64_t depth, const float* a, std::int64_t lda, const float* b,
+              const float* bias, bool load_c, float* c, std::int64_t ldc) {
   switch (rows) {
     case 1:
-      return MultiplyRows<1>(depth, a, b, bias, load_c, c, ldc);
+      return MultiplyTile<1, kTransposed>(depth, a, lda, b, bias, load_c, c, ldc);
     case 2:
-      return MultiplyRows<2>(depth, a, b, bias, load_c, c, ldc);
+      return MultiplyTile<2, kTransposed>(depth, a, lda, b, bias, load_c, c, ldc);
     case 3:
-      return MultiplyRows<3>(depth, a, b, bias, load_c, c, ldc);
+      return MultiplyTile<3, kTransposed>(depth, a, lda, b, bias, load_c, c, ldc);
     default:
-      return MultiplyRows<4>(depth, a, b, bias, load_c, c, ldc);
+      return MultiplyTile<4, kTransposed>(depth, a, lda, b, bias, load_c, c, ldc);
   }
 }
 
@@ -136,8 +138,8 @@ void Unpack4Cols(const std::uint8_t* packed, std::int64_t row_bytes, std::int64_
 
 }  // namespace
 
-const GemmKernels kPortableGemmKernels = {"portable", kMr,      kNr,         kNr,        Multiply,
-                                          PackRows,   PackCols, Unpack4Rows, Unpack4Cols};
+const GemmKernels kPortableGemmKernels = {
+    "portable", kMr, kNr, kNr, Multiply<false>, Multiply<true>, PackRows, PackCols, Unpack4Rows, Unpack4Cols};
 
 }  // namespace cpu
 }  // namespace qst

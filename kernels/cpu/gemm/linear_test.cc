@@ -312,26 +312,24 @@ TEST(GemmKernelsTest, Avx512HasTheBitsOfAvx2) {
   }
 }
 
-// A product deeper and taller than what is packed at a time, with values whose sums are exact.
-TEST(GemmTest, ChunksOfRowsAndOfDepthAddUp) {
-  constexpr std::int64_t kTokens = 9000, kN = 3, kK = 5000;
-  std::vector<float> x(kTokens * kK), w(kN * kK), y(kTokens * kN);
+// 16-bit rows are converted a chunk of rows at a time where several tasks share them. The values' sums are exact.
+TEST(GemmTest, ChunksOfConvertedRowsAddUp) {
+  constexpr std::int64_t kTokens = 2000, kN = 100, kK = 5000;
+  GuardedMatrix x(DType::kBF16, kTokens, kK, kK), w(DType::kF32, kN, kK, kK), y(DType::kF32, kTokens, kN, kN);
   for (std::int64_t i = 0; i < kTokens; ++i) {
-    for (std::int64_t k = 0; k < kK; ++k) x[i * kK + k] = static_cast<float>((i + k) % 5 - 2);
+    for (std::int64_t k = 0; k < kK; ++k) x.Set(i, k, static_cast<float>((i + k) % 5 - 2));
   }
   for (std::int64_t j = 0; j < kN; ++j) {
-    for (std::int64_t k = 0; k < kK; ++k) w[j * kK + k] = static_cast<float>((j + 3 * k) % 7 - 3);
+    for (std::int64_t k = 0; k < kK; ++k) w.Set(j, k, static_cast<float>((j + 3 * k) % 7 - 3));
   }
   ThreadPool threads(2);
-  cpu::Linear(&threads, cpu::GemmKernelsFor(*ResolveIsa(CpuIsa::kAuto)),
-              Matrix(static_cast<const float*>(x.data()), kTokens, kK),
-              WeightView::Dense(Matrix(static_cast<const float*>(w.data()), kN, kK)), MatrixView{},
-              Matrix(y.data(), kTokens, kN), false);
-  for (const std::int64_t i : {0, 1, 11, 12, 4095, 4096, 4099, 4100, 8998, 8999}) {
+  cpu::Linear(&threads, cpu::GemmKernelsFor(*ResolveIsa(CpuIsa::kAuto)), x.view(), WeightView::Dense(w.view()),
+              MatrixView{}, y.view(), false);
+  for (const std::int64_t i : {0, 1, 837, 838, 839, 1675, 1676, 1999}) {
     for (std::int64_t j = 0; j < kN; ++j) {
       std::int64_t expected = 0;
       for (std::int64_t k = 0; k < kK; ++k) expected += ((i + k) % 5 - 2) * ((j + 3 * k) % 7 - 3);
-      EXPECT_EQ(y[i * kN + j], static_cast<float>(expected)) << i << ", " << j;
+      EXPECT_EQ(y.Get(i, j), static_cast<float>(expected)) << i << ", " << j;
     }
   }
 }
