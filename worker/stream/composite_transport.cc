@@ -75,12 +75,21 @@ class CompositeTransport : public Transport {
     local_->Abort(reason);
   }
 
-  absl::Status Close(absl::Duration timeout) override {
+  absl::Status Close(absl::Duration timeout, const std::string& note) override {
     const absl::Time deadline = absl::Now() + timeout;
     // Both say goodbye even if one of them waits in vain.
-    const absl::Status remote = remote_->Close(timeout);
-    const absl::Status local = local_->Close(std::max(absl::ZeroDuration(), deadline - absl::Now()));
+    const absl::Status remote = remote_->Close(timeout, note);
+    const absl::Status local = local_->Close(std::max(absl::ZeroDuration(), deadline - absl::Now()), note);
     return remote.ok() ? local : remote;
+  }
+
+  std::vector<std::string> PeerNotes() const override {
+    std::vector<std::string> notes = remote_->PeerNotes();
+    const std::vector<std::string> local = local_->PeerNotes();
+    for (std::size_t i = 0; i < notes.size(); ++i) {
+      if (is_local_[i]) notes[i] = local[i];
+    }
+    return notes;
   }
 
   absl::Status status() const override {

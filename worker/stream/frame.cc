@@ -157,29 +157,30 @@ absl::Status CheckPass(const TokenPass& pass, std::int64_t max_tokens) {
   return absl::OkStatus();
 }
 
-void EncodeGoodbye(const absl::Status& reason, std::uint8_t* out) {
+void EncodeGoodbye(const absl::Status& reason, absl::string_view note, std::uint8_t* out) {
   std::memset(out, 0, kGoodbyeBytes);
-  const std::size_t length =
-      std::min(reason.message().size(), static_cast<std::size_t>(kGoodbyeBytes - kGoodbyeHead));
+  const absl::string_view message = reason.ok() ? note : reason.message();
+  const std::size_t length = std::min(message.size(), static_cast<std::size_t>(kGoodbyeBytes - kGoodbyeHead));
   Put<std::uint32_t>(out, 0, kGoodbyeMagic);
   Put<std::uint32_t>(out, 4, static_cast<std::uint32_t>(reason.code()));
   Put<std::uint32_t>(out, 8, static_cast<std::uint32_t>(length));
   Put<std::uint32_t>(out, 12, IsPeerReported(reason) ? kGoodbyeRelayed : 0);
-  std::memcpy(out + kGoodbyeHead, reason.message().data(), length);
+  std::memcpy(out + kGoodbyeHead, message.data(), length);
 }
 
-absl::Status DecodeGoodbye(const std::uint8_t* in, absl::string_view name, absl::Status* reason) {
+absl::Status DecodeGoodbye(const std::uint8_t* in, absl::string_view name, absl::Status* reason, std::string* note) {
   const auto code = Take<std::uint32_t>(in, 4);
   const auto length = Take<std::uint32_t>(in, 8);
   if (Take<std::uint32_t>(in, 0) != kGoodbyeMagic || code > 16 || length > kGoodbyeBytes - kGoodbyeHead) {
     return absl::DataLossError(absl::StrCat(name, " sent a goodbye that is none"));
   }
+  const absl::string_view message(reinterpret_cast<const char*>(in) + kGoodbyeHead, length);
   if (code == 0) {
     *reason = absl::OkStatus();
+    *note = std::string(message);
     return absl::OkStatus();
   }
-  const absl::Status sent(static_cast<absl::StatusCode>(code),
-                          absl::string_view(reinterpret_cast<const char*>(in) + kGoodbyeHead, length));
+  const absl::Status sent(static_cast<absl::StatusCode>(code), message);
   const bool is_relayed = Take<std::uint32_t>(in, 12) == kGoodbyeRelayed;
   *reason = AsPeerReported(sent, is_relayed ? "" : name);
   return absl::OkStatus();

@@ -4,9 +4,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "kernels/dtype.h"
 #include "worker/stream/token_pass.h"
 #include "worker/stream/transport.h"
@@ -73,10 +75,10 @@ absl::Status CheckPass(const TokenPass& pass, std::int64_t max_tokens);
 constexpr std::uint32_t kGoodbyeMagic = 0x42545351;  // "QSTB"
 constexpr std::int64_t kGoodbyeBytes = 1024;
 
-// The last words of a rank: OK after a normal end, else why it aborts. Long messages are cut.
-void EncodeGoodbye(const absl::Status& reason, std::uint8_t* out);
+// The last words of a rank: OK after a normal end, with a note, else why it aborts. Long messages are cut.
+void EncodeGoodbye(const absl::Status& reason, absl::string_view note, std::uint8_t* out);
 // The reason as the peer of `name` sees it (see AsPeerReported). kDataLoss: not a goodbye.
-absl::Status DecodeGoodbye(const std::uint8_t* in, absl::string_view name, absl::Status* reason);
+absl::Status DecodeGoodbye(const std::uint8_t* in, absl::string_view name, absl::Status* reason, std::string* note);
 
 }  // namespace qst
 

@@ -118,27 +118,29 @@ TEST(FrameTest, TokensSurviveTheWireAndBadOffsetsAreRefused) {
 TEST(FrameTest, GoodbyesCarryTheReasonAndTheRankWhereItBegan) {
   std::uint8_t bytes[kGoodbyeBytes];
   absl::Status reason;
-  EncodeGoodbye(absl::OkStatus(), bytes);
-  QST_ASSERT_OK(DecodeGoodbye(bytes, "stage 0", &reason));
+  std::string note;
+  EncodeGoodbye(absl::OkStatus(), "memory: little", bytes);
+  QST_ASSERT_OK(DecodeGoodbye(bytes, "stage 0", &reason, &note));
   QST_EXPECT_OK(reason);
+  EXPECT_EQ(note, "memory: little");
 
-  EncodeGoodbye(absl::ResourceExhaustedError("no memory"), bytes);
-  QST_ASSERT_OK(DecodeGoodbye(bytes, "stage 0", &reason));
+  EncodeGoodbye(absl::ResourceExhaustedError("no memory"), "", bytes);
+  QST_ASSERT_OK(DecodeGoodbye(bytes, "stage 0", &reason, &note));
   EXPECT_THAT(reason, StatusIs(absl::StatusCode::kResourceExhausted, testing::Eq("stage 0: no memory")));
 
   // Passed on by stage 1: still stage 0's.
-  EncodeGoodbye(reason, bytes);
-  QST_ASSERT_OK(DecodeGoodbye(bytes, "stage 1", &reason));
+  EncodeGoodbye(reason, "", bytes);
+  QST_ASSERT_OK(DecodeGoodbye(bytes, "stage 1", &reason, &note));
   EXPECT_THAT(reason, StatusIs(absl::StatusCode::kResourceExhausted, testing::Eq("stage 0: no memory")));
   EXPECT_TRUE(IsPeerReported(reason));
 
-  EncodeGoodbye(absl::InternalError(std::string(5000, 'x')), bytes);
-  QST_ASSERT_OK(DecodeGoodbye(bytes, "a", &reason));
+  EncodeGoodbye(absl::InternalError(std::string(5000, 'x')), "", bytes);
+  QST_ASSERT_OK(DecodeGoodbye(bytes, "a", &reason, &note));
   EXPECT_EQ(reason.message().size(), 3u + kGoodbyeBytes - 16);
 
   bytes[8] = 0xff;
   bytes[9] = 0xff;
-  EXPECT_THAT(DecodeGoodbye(bytes, "stage 0", &reason), StatusIs(absl::StatusCode::kDataLoss));
+  EXPECT_THAT(DecodeGoodbye(bytes, "stage 0", &reason, &note), StatusIs(absl::StatusCode::kDataLoss));
 }
 
 }  // namespace

@@ -66,6 +66,7 @@ struct Peer {
   bool is_connected = false;
   bool said_goodbye = false;
   bool is_gone = false;
+  std::string note;
   std::deque<SharedOp> sends;
   std::set<SharedOp> receives;
   SharedOp last_words;  // the receive that is always posted
@@ -95,7 +96,8 @@ class GlooTransport::Impl : public std::enable_shared_from_this<Impl> {
   absl::StatusOr<std::unique_ptr<PendingReceive>> Receive(int peer, Tag tag, std::int64_t num_bytes);
   absl::StatusOr<SharedBuffer> Wait(int peer, const SharedOp& op, absl::Duration timeout);
   void Fail(const absl::Status& reason, bool is_own = false);
-  absl::Status Close(absl::Duration timeout);
+  absl::Status Close(absl::Duration timeout, const std::string& note);
+  std::vector<std::string> PeerNotes() const;
   void Stop();
   void OnFailure(Listener listener);
 
@@ -129,7 +131,7 @@ class GlooTransport::Impl : public std::enable_shared_from_this<Impl> {
   // A failure that Gloo threw: the reason that the peer gave, if it gave one in time.
   absl::Status ReasonFor(int peer, const std::exception& error);
   void PostLastWords(int rank, Peer& peer);
-  void SendGoodbye(const absl::Status& reason);
+  void SendGoodbye(const absl::Status& reason, absl::string_view note);
   void Watch(int rank);
   void Reap(int rank);
   void RunTimer();
@@ -380,16 +382,16 @@ void GlooTransport::Impl::Fail(const absl::Status& reason, bool is_own) {
       }
     }
   } else {
-    SendGoodbye(reason);
+    SendGoodbye(reason, "");
   }
   if (listener && !is_own) listener(reason);
 }
 
-void GlooTransport::Impl::SendGoodbye(const absl::Status& reason) {
+void GlooTransport::Impl::SendGoodbye(const absl::Status& reason, absl::string_view note) {
   for (auto& [rank, peer] : peers_) {
     auto buffer = pool_->Get(kGoodbyeBytes);
     if (!buffer.ok()) continue;
-    EncodeGoodbye(reason, (*buffer)->data());
+    EncodeGoodbye(reason, note, (*buffer)->data());
     SharedOp op = MakeOp(*std::move(buffer));
     {
       absl::MutexLock lock(&mutex_);
@@ -418,13 +420,15 @@ void GlooTransport::Impl::Watch(int rank) {
     try {
       if (!op->unbound->waitRecv(nullptr, kForever)) continue;  // stopping
       absl::Status reason;
-      const absl::Status decoded = DecodeGoodbye(op->buffer->data(), name(rank), &reason);
+      std::string note;
+      const absl::Status decoded = DecodeGoodbye(op->buffer->data(), name(rank), &reason, &note);
       if (!decoded.ok()) reason = decoded;
       if (!reason.ok()) {
         Fail(reason);
       } else {
         absl::MutexLock lock(&mutex_);
         peer.said_goodbye = true;
+        peer.note = std::move(note);
         changed_.SignalAll();
       }
       PostLastWords(rank, peer);
@@ -495,13 +499,20 @@ void GlooTransport::Impl::RunTimer() {
   }
 }
 
-absl::Status GlooTransport::Impl::Close(absl::Duration timeout) {
+std::vector<std::string> GlooTransport::Impl::PeerNotes() const {
+  absl::MutexLock lock(&mutex_);
+  std::vector<std::string> notes(options_.names.size());
+  for (const auto& [rank, peer] : peers_) notes[rank] = peer.note;
+  return notes;
+}
+
+absl::Status GlooTransport::Impl::Close(absl::Duration timeout, const std::string& note) {
   {
     absl::MutexLock lock(&mutex_);
     QST_RETURN_IF_ERROR(status_);
     is_closed_ = true;
   }
-  SendGoodbye(absl::OkStatus());
+  SendGoodbye(absl::OkStatus(), note);
   const absl::Time deadline = absl::Now() + timeout;
   absl::MutexLock lock(&mutex_);
   for (auto& [rank, peer] : peers_) {
@@ -580,7 +591,10 @@ absl::StatusOr<std::unique_ptr<PendingReceive>> GlooTransport::Receive(int peer,
   return impl_->Receive(peer, tag, num_bytes);
 }
 void GlooTransport::Abort(const absl::Status& reason) { impl_->Fail(reason, /*is_own=*/true); }
-absl::Status GlooTransport::Close(absl::Duration timeout) { return impl_->Close(timeout); }
+absl::Status GlooTransport::Close(absl::Duration timeout, const std::string& note) {
+  return impl_->Close(timeout, note);
+}
+std::vector<std::string> GlooTransport::PeerNotes() const { return impl_->PeerNotes(); }
 absl::Status GlooTransport::status() const { return impl_->status(); }
 void GlooTransport::OnFailure(std::function<void(const absl::Status&)> listener) {
   impl_->OnFailure(std::move(listener));

@@ -50,7 +50,8 @@ class GlooTransport : public Transport {
   absl::Status Send(int peer, Tag tag, SharedBuffer buffer) override;
   absl::StatusOr<std::unique_ptr<PendingReceive>> Receive(int peer, Tag tag, std::int64_t num_bytes) override;
   void Abort(const absl::Status& reason) override;
-  absl::Status Close(absl::Duration timeout) override;
+  absl::Status Close(absl::Duration timeout, const std::string& note) override;
+  std::vector<std::string> PeerNotes() const override;
   absl::Status status() const override;
   void OnFailure(std::function<void(const absl::Status&)> listener) override;
 

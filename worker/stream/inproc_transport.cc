@@ -28,6 +28,7 @@ struct Rank {
   bool is_closed = false;
   absl::Status status;
   Listener listener;
+  std::string note;
 };
 
 }  // namespace
@@ -189,12 +190,13 @@ class InprocHub::EndpointTransport : public Transport {
 
   void Abort(const absl::Status& reason) override { s_.Fail(rank_, reason); }
 
-  absl::Status Close(absl::Duration timeout) override {
+  absl::Status Close(absl::Duration timeout, const std::string& note) override {
     const absl::Time deadline = absl::Now() + timeout;
     absl::MutexLock lock(&s_.mutex);
     Rank& own = s_.ranks[rank_];
     if (!own.status.ok()) return own.status;
     own.is_closed = true;
+    own.note = note;
     s_.changed.SignalAll();
     for (int i = 0; i < s_.size(); ++i) {
       while (s_.ranks[i].is_taken && !s_.ranks[i].is_closed && s_.ranks[i].status.ok()) {
@@ -205,6 +207,15 @@ class InprocHub::EndpointTransport : public Transport {
       }
     }
     return absl::OkStatus();
+  }
+
+  std::vector<std::string> PeerNotes() const override {
+    absl::MutexLock lock(&s_.mutex);
+    std::vector<std::string> notes(s_.ranks.size());
+    for (int i = 0; i < s_.size(); ++i) {
+      if (i != rank_) notes[i] = s_.ranks[i].note;
+    }
+    return notes;
   }
 
   absl::Status status() const override {

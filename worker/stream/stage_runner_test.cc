@@ -142,7 +142,7 @@ class Pipeline {
         options.max_pass_tokens = 64;
         StageRunner runner(*stages_[i], *world_[i], ctx, options);
         results_[i] = runner.Run();
-        if (results_[i].ok()) QST_EXPECT_OK(world_[i]->Close(absl::Seconds(10)));
+        if (results_[i].ok()) QST_EXPECT_OK(world_[i]->Close(absl::Seconds(10), ""));
       });
     }
   }
@@ -199,7 +199,7 @@ std::vector<std::string> RunAll(int num_stages, bool use_gloo, DType wire_dtype)
     pipeline.stream().Release(id - 1);
   }
   QST_EXPECT_OK(pipeline.stream().Finish());
-  QST_EXPECT_OK(pipeline.transport(num_stages).Close(absl::Seconds(10)));
+  QST_EXPECT_OK(pipeline.transport(num_stages).Close(absl::Seconds(10), ""));
   pipeline.Join();
   for (int i = 0; i < num_stages; ++i) QST_EXPECT_OK(pipeline.result(i));
   return states;

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -30,7 +32,7 @@ class PendingReceive {
 // One rank's end of a communicator. Ranks 0 ... world_size - 1: backbone stage i is rank i, the side network (or
 // generator) the last one. Thread-safe.
 //
-//            Close() ok
+//           Close() ok
 //   open ───────────────▶ closed
 //     │ Abort(), a peer's failure, connection lost
 //     ▼
@@ -62,8 +64,10 @@ class Transport {
   virtual void Abort(const absl::Status& reason) = 0;
 
   // Says goodbye to the peers and waits until all of them did the same, for at most `timeout`
-  // (kDeadlineExceeded). Nothing may be sent afterwards.
-  virtual absl::Status Close(absl::Duration timeout) = 0;
+  // (kDeadlineExceeded). Nothing may be sent afterwards. `note`, up to 1000 bytes, is a line for the peers' logs.
+  virtual absl::Status Close(absl::Duration timeout, const std::string& note) = 0;
+  // What the peers noted when they said goodbye, by rank; empty where nothing.
+  virtual std::vector<std::string> PeerNotes() const = 0;
 
   // OK while open or closed, else the first reason of failure.
   virtual absl::Status status() const = 0;

@@ -180,20 +180,21 @@ TEST_P(TransportTest, MessagesSentBeforeCloseArrive) {
   auto pending = world[1]->Receive(0, 1, 3).value();
   QST_ASSERT_OK(world[0]->Send(1, 1, Bytes("end")));
   std::thread closer([&world] {
-    QST_EXPECT_OK(world[0]->Close(kLong));
+    QST_EXPECT_OK(world[0]->Close(kLong, "all said"));
     world[0].reset();
   });
   const auto message = pending->Wait(kLong);
   QST_ASSERT_OK(message);
   EXPECT_EQ(Text(*message), "end");
-  QST_EXPECT_OK(world[1]->Close(kLong));
+  QST_EXPECT_OK(world[1]->Close(kLong, ""));
   closer.join();
   QST_EXPECT_OK(world[1]->status());
+  EXPECT_EQ(world[1]->PeerNotes(), (std::vector<std::string>{"all said", ""}));
 }
 
 TEST_P(TransportTest, CloseDoesNotWaitForeverForASilentPeer) {
   World world = Make(2);
-  EXPECT_THAT(world[0]->Close(absl::Milliseconds(50)),
+  EXPECT_THAT(world[0]->Close(absl::Milliseconds(50), ""),
               StatusIs(absl::StatusCode::kDeadlineExceeded, HasSubstr("rank 1 on test")));
   EXPECT_THAT(world[0]->Send(1, 1, Bytes("x")), StatusIs(absl::StatusCode::kFailedPrecondition));
 }
