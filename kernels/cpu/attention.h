@@ -86,6 +86,11 @@ QST_ATTENTION_KERNELS
 }  // namespace portable
 namespace avx2 {
 QST_ATTENTION_KERNELS
+
+// RunAttentionBackward for heads wider than this, as products of tiles.
+constexpr std::int64_t kWidestNarrowBackward = 8;
+std::int64_t WideAttentionBackwardScratch(std::int64_t length, std::int64_t head_dim);
+void RunWideAttentionBackward(const AttentionBackwardTask& task, float* scratch);
 }  // namespace avx2
 #undef QST_ATTENTION_KERNELS
 

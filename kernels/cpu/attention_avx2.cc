@@ -2,6 +2,7 @@
 
 #include <immintrin.h>
 
+#include "kernels/cpu/attention_tiles_avx2.h"
 #include "kernels/cpu/vec_math_avx2.h"
 
 // Forward. Rows (position major, query head minor) go in tiles of up to kTileRows. A block of keys is
@@ -16,73 +17,12 @@ namespace cpu {
 namespace avx2 {
 namespace {
 
-constexpr std::int64_t kTileRows = 6;
 constexpr std::int64_t kNarrow = 16;
-
-std::int64_t RoundUp(std::int64_t n, std::int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 bool IsNarrow(std::int64_t head_dim) { return head_dim <= kNarrow; }
 
 // Floats of one row's accumulator.
 std::int64_t AccWidth(std::int64_t head_dim) { return IsNarrow(head_dim) ? 8 * head_dim : RoundUp(head_dim, 16); }
-
-// to[d][kKeyBlock] = from[n][d] transposed, zeros for keys n ... kKeyBlock - 1.
-void Transpose(const float* from, std::int64_t ld, std::int64_t n, std::int64_t d, float* to) {
-  for (std::int64_t c = 0; c < d; ++c) {
-    float* row = to + c * kKeyBlock;
-    for (std::int64_t j = 0; j < n; ++j) row[j] = from[j * ld + c];
-    for (std::int64_t j = n; j < kKeyBlock; ++j) row[j] = 0.0f;
-  }
-}
-
-// scores[R][kKeyBlock] for keys 0 ... num_keys - 1 rounded up to 16.
-template <int R>
-void Scores(const float* q, std::int64_t d, const float* keys, std::int64_t num_keys, float* scores) {
-  for (std::int64_t j = 0; j < num_keys; j += 16) {
-    __m256 sum[R][2];
-    for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_ps();
-    const float* column = keys + j;
-    for (std::int64_t c = 0; c < d; ++c, column += kKeyBlock) {
-      const __m256 k0 = _mm256_load_ps(column);
-      const __m256 k1 = _mm256_load_ps(column + 8);
-      for (int r = 0; r < R; ++r) {
-        const __m256 x = _mm256_broadcast_ss(q + r * d + c);
-        sum[r][0] = _mm256_fmadd_ps(x, k0, sum[r][0]);
-        sum[r][1] = _mm256_fmadd_ps(x, k1, sum[r][1]);
-      }
-    }
-    for (int r = 0; r < R; ++r) {
-      _mm256_store_ps(scores + r * kKeyBlock + j, sum[r][0]);
-      _mm256_store_ps(scores + r * kKeyBlock + j + 8, sum[r][1]);
-    }
-  }
-}
-
-// acc[R][width] += p[R][first ... last) times values[key][width], 16 columns at a time.
-template <int R>
-void AddValues(const float* p, const float* values, std::int64_t width, std::int64_t first, std::int64_t last,
-               float* acc) {
-  for (std::int64_t c = 0; c < width; c += 16) {
-    __m256 sum[R][2];
-    for (int r = 0; r < R; ++r) {
-      sum[r][0] = _mm256_load_ps(acc + r * width + c);
-      sum[r][1] = _mm256_load_ps(acc + r * width + c + 8);
-    }
-    for (std::int64_t j = first; j < last; ++j) {
-      const __m256 v0 = _mm256_load_ps(values + j * width + c);
-      const __m256 v1 = _mm256_load_ps(values + j * width + c + 8);
-      for (int r = 0; r < R; ++r) {
-        const __m256 x = _mm256_broadcast_ss(p + r * kKeyBlock + j);
-        sum[r][0] = _mm256_fmadd_ps(x, v0, sum[r][0]);
-        sum[r][1] = _mm256_fmadd_ps(x, v1, sum[r][1]);
-      }
-    }
-    for (int r = 0; r < R; ++r) {
-      _mm256_store_ps(acc + r * width + c, sum[r][0]);
-      _mm256_store_ps(acc + r * width + c + 8, sum[r][1]);
-    }
-  }
-}
 
 // acc[d][8 lanes] += p[0 ... n) times values[d][kKeyBlock], key j in lane j % 8. D columns at a time.
 template <int D>
@@ -104,16 +44,26 @@ void AddValuesByLane(const float* p, const float* values, std::int64_t n, float*
   for (int c = 0; c < D; ++c) _mm256_store_ps(acc + 8 * c, sum[c]);
 }
 
+// The same for all columns, eight at a time and then the rest.
 void AddNarrowValues(std::int64_t d, const float* p, const float* values, std::int64_t n, float* acc) {
+  for (; d >= 8; d -= 8, values += 8 * kKeyBlock, acc += 64) AddValuesByLane<8>(p, values, n, acc);
   switch (d) {
+    case 1:
+      return AddValuesByLane<1>(p, values, n, acc);
+    case 2:
+      return AddValuesByLane<2>(p, values, n, acc);
+    case 3:
+      return AddValuesByLane<3>(p, values, n, acc);
     case 4:
       return AddValuesByLane<4>(p, values, n, acc);
     case 5:
       return AddValuesByLane<5>(p, values, n, acc);
-    case 8:
-      return AddValuesByLane<8>(p, values, n, acc);
+    case 6:
+      return AddValuesByLane<6>(p, values, n, acc);
+    case 7:
+      return AddValuesByLane<7>(p, values, n, acc);
     default:
-      for (std::int64_t c = 0; c < d; ++c) AddValuesByLane<1>(p, values + c * kKeyBlock, n, acc + 8 * c);
+      return;
   }
 }
 
@@ -173,7 +123,7 @@ void Tile(const AttentionTask& t, const Rows& rows, std::int64_t row, std::int64
   }
   if (n[R - 1] == 0) return;
   alignas(32) float scores[R * kKeyBlock];
-  Scores<R>(rows.q + row * d, d, keys, n[R - 1], scores);
+  Scores<R>(rows.q + row * d, d, d, keys, n[R - 1], scores);
   for (int r = 0; r < R; ++r) {
     if (n[r] == 0) continue;
     OnlineSoftmax(n[r], width, scores + r * kKeyBlock, rows.max + row + r, rows.sum + row + r,
@@ -184,9 +134,13 @@ void Tile(const AttentionTask& t, const Rows& rows, std::int64_t row, std::int64
     for (int r = 0; r < R; ++r) AddNarrowValues(d, scores + r * kKeyBlock, values, n[r], acc + r * width);
     return;
   }
-  AddValues<R>(scores, values, width, 0, n[0], acc);
-  for (int r = 1; r < R; ++r) AddValues<1>(scores + r * kKeyBlock, values, width, n[0], n[r], acc + r * width);
+  AddProducts<R>(scores, kKeyBlock, 1, values, width, 0, n[0], acc);
+  for (int r = 1; r < R; ++r) {
+    AddProducts<1>(scores + r * kKeyBlock, kKeyBlock, 1, values, width, n[0], n[r], acc + r * width);
+  }
 }
+
+constexpr decltype(&Tile<1>) kTiles[kTileRows] = {&Tile<1>, &Tile<2>, &Tile<3>, &Tile<4>, &Tile<5>, &Tile<6>};
 
 }  // namespace
 
@@ -218,36 +172,15 @@ void RunAttention(const AttentionTask& t, float* scratch) {
   const std::int64_t all_keys = t.num_keys + t.num_positions - 1;
   for (std::int64_t first = 0; first < all_keys; first += kKeyBlock) {
     const std::int64_t n = all_keys - first < kKeyBlock ? all_keys - first : kKeyBlock;
-    Transpose(t.k + first * t.k_ld, t.k_ld, n, d, keys);
+    Transpose(t.k + first * t.k_ld, t.k_ld, n, d, keys, kKeyBlock);
     if (IsNarrow(d)) {
-      Transpose(t.v + first * t.v_ld, t.v_ld, n, d, values);
+      Transpose(t.v + first * t.v_ld, t.v_ld, n, d, values, kKeyBlock);
     } else {
-      for (std::int64_t j = 0; j < n; ++j) {
-        const float* v = t.v + (first + j) * t.v_ld;
-        for (std::int64_t c = 0; c < d; ++c) values[j * width + c] = v[c];
-        for (std::int64_t c = d; c < width; ++c) values[j * width + c] = 0.0f;
-      }
+      CopyRows(t.v + first * t.v_ld, t.v_ld, n, d, 1.0f, values, width);
     }
-    std::int64_t row = 0;
-    for (; row + kTileRows <= num_rows; row += kTileRows) Tile<kTileRows>(t, rows, row, first, keys, values);
-    switch (num_rows - row) {
-      case 5:
-        Tile<5>(t, rows, row, first, keys, values);
-        break;
-      case 4:
-        Tile<4>(t, rows, row, first, keys, values);
-        break;
-      case 3:
-        Tile<3>(t, rows, row, first, keys, values);
-        break;
-      case 2:
-        Tile<2>(t, rows, row, first, keys, values);
-        break;
-      case 1:
-        Tile<1>(t, rows, row, first, keys, values);
-        break;
-      default:
-        break;
+    for (std::int64_t row = 0; row < num_rows; row += kTileRows) {
+      const std::int64_t size = num_rows - row < kTileRows ? num_rows - row : kTileRows;
+      kTiles[size - 1](t, rows, row, first, keys, values);
     }
   }
 
