@@ -36,28 +36,23 @@ void TransposeBack(const float* from, std::int64_t stride, std::int64_t n, std::
   }
 }
 
-// Keys key ... key + 7 with queries [begin, end) of the block that starts at block; heads are D wide.
+// Keys key ... key + 7 with queries [begin, end) of the block that starts at block; heads are D wide. Three
+// short loops, since one would need more than the 16 registers.
 template <int D>
 void Visit(const Buffers& b, std::int64_t key, std::int64_t block, std::int64_t begin, std::int64_t end) {
-  const float* const keys = b.keys + key;
-  const float* const values = b.values + key;
-  float* const grad_keys = b.grad_keys + key;
-  float* const grad_values = b.grad_values + key;
-  __m256 grad_k[D];
-  __m256 grad_v[D];
-  for (int c = 0; c < D; ++c) {
-    grad_k[c] = _mm256_load_ps(grad_keys + c * b.stride);
-    grad_v[c] = _mm256_load_ps(grad_values + c * b.stride);
-  }
+  alignas(32) float weights[kQueryBlock][8];
+  alignas(32) float grad_scores[kQueryBlock][8];
+  __m256 k[D];
+  for (int c = 0; c < D; ++c) k[c] = _mm256_load_ps(b.keys + key + c * b.stride);
   for (std::int64_t i = begin; i < end; ++i) {
     const float* const q = b.q + i * D;
     const float* const grad_out = b.grad_out + i * D;
     __m256 score = _mm256_setzero_ps();
     __m256 grad_weight = _mm256_setzero_ps();
     for (int c = 0; c < D; ++c) {
-      score = _mm256_fmadd_ps(_mm256_broadcast_ss(q + c), _mm256_load_ps(keys + c * b.stride), score);
-      grad_weight =
-          _mm256_fmadd_ps(_mm256_broadcast_ss(grad_out + c), _mm256_load_ps(values + c * b.stride), grad_weight);
+      const __m256 v = _mm256_load_ps(b.values + key + c * b.stride);
+      score = _mm256_fmadd_ps(_mm256_broadcast_ss(q + c), k[c], score);
+      grad_weight = _mm256_fmadd_ps(_mm256_broadcast_ss(grad_out + c), v, grad_weight);
     }
     __m256 weight = ExpNonPositive(_mm256_sub_ps(score, _mm256_broadcast_ss(b.log_sum_exp + i)));
     __m256 grad_score = _mm256_mul_ps(weight, _mm256_sub_ps(grad_weight, _mm256_broadcast_ss(b.row_dot + i)));
@@ -66,18 +61,24 @@ void Visit(const Buffers& b, std::int64_t key, std::int64_t block, std::int64_t 
       weight = _mm256_and_ps(weight, visible);
       grad_score = _mm256_and_ps(grad_score, visible);
     }
+    _mm256_store_ps(weights[i - block], weight);
+    _mm256_store_ps(grad_scores[i - block], grad_score);
     float* const grad_q = b.grad_q + (i - block) * 8 * D;
     for (int c = 0; c < D; ++c) {
-      const __m256 k = _mm256_load_ps(keys + c * b.stride);
-      _mm256_store_ps(grad_q + 8 * c, _mm256_fmadd_ps(grad_score, k, _mm256_load_ps(grad_q + 8 * c)));
-      grad_k[c] = _mm256_fmadd_ps(grad_score, _mm256_broadcast_ss(q + c), grad_k[c]);
-      grad_v[c] = _mm256_fmadd_ps(weight, _mm256_broadcast_ss(grad_out + c), grad_v[c]);
+      _mm256_store_ps(grad_q + 8 * c, _mm256_fmadd_ps(grad_score, k[c], _mm256_load_ps(grad_q + 8 * c)));
     }
   }
-  for (int c = 0; c < D; ++c) {
-    _mm256_store_ps(grad_keys + c * b.stride, grad_k[c]);
-    _mm256_store_ps(grad_values + c * b.stride, grad_v[c]);
-  }
+  const auto add = [&](const float(*factors)[8], const float* rows, float* grad) __attribute__((always_inline)) {
+    __m256 sum[D];
+    for (int c = 0; c < D; ++c) sum[c] = _mm256_load_ps(grad + c * b.stride);
+    for (std::int64_t i = begin; i < end; ++i) {
+      const __m256 factor = _mm256_load_ps(factors[i - block]);
+      for (int c = 0; c < D; ++c) sum[c] = _mm256_fmadd_ps(factor, _mm256_broadcast_ss(rows + i * D + c), sum[c]);
+    }
+    for (int c = 0; c < D; ++c) _mm256_store_ps(grad + c * b.stride, sum[c]);
+  };
+  add(grad_scores, b.q, b.grad_keys + key);
+  add(weights, b.grad_out, b.grad_values + key);
 }
 
 template <int D>
