@@ -1,0 +1,75 @@
+#include "server/plan.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/placement.h"
+
+namespace qst {
+
+Plan::Plan(v1::JobPlan plan, v1::HostPart side_work) : plan_(std::move(plan)), side_work_(std::move(side_work)) {
+  for (const v1::PlacedStage& stage : plan_.stages()) {
+    PlanPart& part = parts_.emplace_back();
+    part.id.set_stage(stage.stage());
+    part.worker_id = stage.worker_id();
+  }
+  PlanPart& side = parts_.emplace_back();
+  side.id.set_is_side(true);
+  side.worker_id = plan_.side_worker_id();
+  for (PlanPart& part : parts_) {
+    part.id.set_job_id(plan_.job_id());
+    part.id.set_plan_id(plan_.plan_id());
+  }
+}
+
+PlanPart* Plan::Find(const std::string& worker_id, const v1::HostedPart& part) {
+  for (PlanPart& known : parts_) {
+    if (known.worker_id == worker_id && known.id.is_side() == part.is_side() &&
+        (part.is_side() || known.id.stage() == part.stage())) {
+      return &known;
+    }
+  }
+  return nullptr;
+}
+
+v1::WorkerCommand Plan::HostCommand(const PlanPart& part) const {
+  v1::WorkerCommand command;
+  v1::HostPart* host = command.mutable_host();
+  if (part.id.is_side()) {
+    *host = side_work_;
+    host->set_is_side(true);
+  } else {
+    host->set_stage(part.id.stage());
+  }
+  *host->mutable_plan() = plan_;
+  return command;
+}
+
+std::string Plan::PartsOf(const std::string& worker_id) const {
+  std::string names;
+  for (const PlanPart& part : parts_) {
+    if (part.worker_id != worker_id) continue;
+    absl::StrAppend(&names, names.empty() ? "" : ", ", PartName(part.id.is_side(), part.id.stage()));
+  }
+  return names;
+}
+
+int Plan::NumReady() const {
+  return static_cast<int>(std::count_if(parts_.begin(), parts_.end(),
+                                        [](const PlanPart& part) { return part.phase == PartPhase::kReady; }));
+}
+
+void Plan::Start(WorkerRegistry* registry) const {
+  for (const PlanPart& part : parts_) registry->Assign(part.worker_id, part.id);
+  for (const PlanPart& part : parts_) registry->Send(part.worker_id, HostCommand(part));
+}
+
+std::string Plan::AwayWorker(const WorkerRegistry& registry) const {
+  for (const PlanPart& part : parts_) {
+    if (registry.IsAway(part.worker_id)) return part.worker_id;
+  }
+  return "";
+}
+
+}  // namespace qst

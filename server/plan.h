@@ -1,0 +1,55 @@
+// A placement in motion: the parts of one plan, who hosts them, and how far each is.
+#ifndef QST_SERVER_PLAN_H_
+#define QST_SERVER_PLAN_H_
+
+#include <string>
+#include <vector>
+
+#include "proto/qst/v1/control.pb.h"
+#include "server/worker_registry.h"
+
+namespace qst {
+
+enum class PartPhase {
+  kCommanded,  // the worker was told, and has said nothing yet
+  kLoading,
+  kReady,
+  kEnded,
+};
+
+struct PlanPart {
+  v1::HostedPart id;
+  std::string worker_id;
+  PartPhase phase = PartPhase::kCommanded;
+};
+
+class Plan {
+ public:
+  // `side_work` has is_side and the work set (plan and stage are filled in here).
+  Plan(v1::JobPlan plan, v1::HostPart side_work);
+
+  const std::string& id() const { return plan_.plan_id(); }
+  const v1::JobPlan& proto() const { return plan_; }
+  const std::string& side_worker_id() const { return plan_.side_worker_id(); }
+  std::vector<PlanPart>& parts() { return parts_; }
+  // Null if the plan has no such part on that worker.
+  PlanPart* Find(const std::string& worker_id, const v1::HostedPart& part);
+  // The command that makes a worker host this part.
+  v1::WorkerCommand HostCommand(const PlanPart& part) const;
+  // "stage 1, side network": what a worker hosts of it.
+  std::string PartsOf(const std::string& worker_id) const;
+  int NumReady() const;
+  // Assigns all parts in the registry and sends the commands.
+  void Start(WorkerRegistry* registry) const;
+  // A worker that hosts a part and is away or lost; empty if none.
+  std::string AwayWorker(const WorkerRegistry& registry) const;
+
+ private:
+  v1::JobPlan plan_;
+  v1::HostPart side_work_;
+  std::vector<PlanPart> parts_;
+};
+
+}  // namespace qst
+
+#endif  // QST_SERVER_PLAN_H_
