@@ -45,8 +45,7 @@ absl::Status WriteAll(int fd, const std::string& path, const char* data, std::ui
 
 absl::Status ErrnoStatus(absl::string_view what, absl::string_view path, int error_number) {
   char text[256];
-  const std::string message =
-      absl::StrCat(what, " ", path, ": ", ::strerror_r(error_number, text, sizeof(text)));
+  const std::string message = absl::StrCat(what, " ", path, ": ", ::strerror_r(error_number, text, sizeof(text)));
   switch (error_number) {
     case ENOENT:
     case ENOTDIR:
@@ -120,8 +119,7 @@ absl::StatusOr<std::unique_ptr<AtomicFile>> AtomicFile::Create(const std::string
   return std::unique_ptr<AtomicFile>(new AtomicFile(path, fd));
 }
 
-AtomicFile::AtomicFile(std::string path, int fd)
-    : path_(std::move(path)), temp_path_(path_ + ".tmp"), fd_(fd) {}
+AtomicFile::AtomicFile(std::string path, int fd) : path_(std::move(path)), temp_path_(path_ + ".tmp"), fd_(fd) {}
 
 AtomicFile::~AtomicFile() {
   if (fd_ >= 0) ::close(fd_);

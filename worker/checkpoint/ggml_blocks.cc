@@ -10,17 +10,13 @@ namespace qst {
 namespace {
 
 constexpr GgmlTypeTraits kTraits[] = {
-    {GgmlType::kF32, "F32", 1, 4},        {GgmlType::kF16, "F16", 1, 2},
-    {GgmlType::kBF16, "BF16", 1, 2},      {GgmlType::kQ8_0, "Q8_0", 32, 34},
-    {GgmlType::kQ4_0, "Q4_0", 32, 18},    {GgmlType::kQ4_1, "Q4_1", 32, 20},
-    {GgmlType::kQ5_0, "Q5_0", 32, 22},    {GgmlType::kQ5_1, "Q5_1", 32, 24},
-    {GgmlType::kQ4_K, "Q4_K", 256, 144},  {GgmlType::kQ5_K, "Q5_K", 256, 176},
-    {GgmlType::kQ6_K, "Q6_K", 256, 210},
+    {GgmlType::kF32, "F32", 1, 4},       {GgmlType::kF16, "F16", 1, 2},       {GgmlType::kBF16, "BF16", 1, 2},
+    {GgmlType::kQ8_0, "Q8_0", 32, 34},   {GgmlType::kQ4_0, "Q4_0", 32, 18},   {GgmlType::kQ4_1, "Q4_1", 32, 20},
+    {GgmlType::kQ5_0, "Q5_0", 32, 22},   {GgmlType::kQ5_1, "Q5_1", 32, 24},   {GgmlType::kQ4_K, "Q4_K", 256, 144},
+    {GgmlType::kQ5_K, "Q5_K", 256, 176}, {GgmlType::kQ6_K, "Q6_K", 256, 210},
 };
 
-std::uint16_t Load16(const std::uint8_t* bytes) {
-  return static_cast<std::uint16_t>(bytes[0] | (bytes[1] << 8));
-}
+std::uint16_t Load16(const std::uint8_t* bytes) { return static_cast<std::uint16_t>(bytes[0] | (bytes[1] << 8)); }
 
 std::uint32_t Load32(const std::uint8_t* bytes) {
   return static_cast<std::uint32_t>(Load16(bytes)) | (static_cast<std::uint32_t>(Load16(bytes + 2)) << 16);
@@ -116,8 +112,7 @@ void DequantizeQ6K(const std::uint8_t* block, float* out) {
         const std::uint8_t byte = low[(quarter % 2) * 32 + j];
         const int nibble = quarter < 2 ? byte & 15 : byte >> 4;
         const int code = (nibble | (((top[j] >> (2 * quarter)) & 3) << 4)) - 32;
-        const float group_scale =
-            scale * static_cast<float>(static_cast<std::int8_t>(scales[quarter * 2 + j / 16]));
+        const float group_scale = scale * static_cast<float>(static_cast<std::int8_t>(scales[quarter * 2 + j / 16]));
         out[half * 128 + quarter * 32 + j] = group_scale * static_cast<float>(code);
       }
     }
@@ -140,10 +135,9 @@ std::string GgmlTypeName(std::uint32_t type) {
     const char* name;
   };
   static constexpr Row kOthers[] = {
-      {9, "Q8_1"},     {10, "Q2_K"},   {11, "Q3_K"},   {15, "Q8_K"},    {16, "IQ2_XXS"}, {17, "IQ2_XS"},
-      {18, "IQ3_XXS"}, {19, "IQ1_S"},  {20, "IQ4_NL"}, {21, "IQ3_S"},   {22, "IQ2_S"},   {23, "IQ4_XS"},
-      {24, "I8"},      {25, "I16"},    {26, "I32"},    {27, "I64"},     {28, "F64"},     {29, "IQ1_M"},
-      {34, "TQ1_0"},   {35, "TQ2_0"},  {39, "MXFP4"},
+      {9, "Q8_1"},   {10, "Q2_K"},   {11, "Q3_K"},  {15, "Q8_K"},  {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"},
+      {19, "IQ1_S"}, {20, "IQ4_NL"}, {21, "IQ3_S"}, {22, "IQ2_S"}, {23, "IQ4_XS"},  {24, "I8"},     {25, "I16"},
+      {26, "I32"},   {27, "I64"},    {28, "F64"},   {29, "IQ1_M"}, {34, "TQ1_0"},   {35, "TQ2_0"},  {39, "MXFP4"},
   };
   for (const Row& row : kOthers) {
     if (row.type == type) return row.name;

@@ -145,14 +145,15 @@ absl::Status GgufFile::Parse() {
   }
   if (!cursor.ended() && version != 2 && version != 3) {
     const bool swapped = version == 0x02000000u || version == 0x03000000u;
-    return absl::UnimplementedError(swapped ? absl::StrCat(path_, ": a big-endian GGUF file; only little endian is read")
-                                            : absl::StrCat(path_, ": GGUF version ", version,
-                                                           " is not supported (2 and 3 are)"));
+    return absl::UnimplementedError(
+        swapped ? absl::StrCat(path_, ": a big-endian GGUF file; only little endian is read")
+                : absl::StrCat(path_, ": GGUF version ", version, " is not supported (2 and 3 are)"));
   }
   const std::uint64_t num_tensors = cursor.U64();
   const std::uint64_t num_metadata = cursor.U64();
   if (cursor.ended()) {
-    return absl::DataLossError(absl::StrCat(path_, ": cut short: ends after ", size_, " bytes, within the GGUF header"));
+    return absl::DataLossError(
+        absl::StrCat(path_, ": cut short: ends after ", size_, " bytes, within the GGUF header"));
   }
   QST_RETURN_IF_ERROR(ParseMetadata(cursor, num_metadata));
   QST_RETURN_IF_ERROR(ParseTensors(cursor, num_tensors));
@@ -177,6 +178,7 @@ absl::Status GgufFile::ParseMetadata(Cursor& cursor, std::uint64_t count) {
     value.file_offset = cursor.offset();
     const std::uint64_t scalar_bytes = ScalarBytes(value.type);
     if (cursor.ended()) return absl::DataLossError(absl::StrCat(where, ": cut short: the file ends here"));
+    if (key.empty()) return absl::InvalidArgumentError(absl::StrCat(where, ": the key is empty"));
     if (scalar_bytes == 0 && value.type != kString) {
       return absl::InvalidArgumentError(absl::StrCat(where, ": type ", value.type, " is not known",
                                                      value.type == kArray ? " (arrays of arrays are not read)" : ""));
@@ -238,21 +240,24 @@ absl::Status GgufFile::ParseTensors(Cursor& cursor, std::uint64_t count) {
     }
     const std::uint32_t type = cursor.U32();
     const std::uint64_t offset = cursor.U64();
-    if (cursor.ended()) return absl::DataLossError(absl::StrCat(where, ": cut short: the file ends in its description"));
+    if (cursor.ended())
+      return absl::DataLossError(absl::StrCat(where, ": cut short: the file ends in its description"));
+    if (tensor.name.empty()) return absl::InvalidArgumentError(absl::StrCat(where, ": the name is empty"));
     if (!names.insert(tensor.name).second) {
       return absl::InvalidArgumentError(absl::StrCat(where, ": the name comes twice"));
     }
     const GgmlTypeTraits* traits = FindGgmlType(type);
     if (traits == nullptr) {
-      return absl::UnimplementedError(absl::StrCat(where, ": ", GgmlTypeName(type), " is not supported (",
-                                                   SupportedGgmlTypes(), " are)"));
+      return absl::UnimplementedError(
+          absl::StrCat(where, ": ", GgmlTypeName(type), " is not supported (", SupportedGgmlTypes(), " are)"));
     }
     if (is_absurd) {
       return absl::InvalidArgumentError(absl::StrCat(where, ": a dimension is 0, or there are too many elements"));
     }
     if (tensor.dims[0] % traits->block_elems != 0) {
-      return absl::InvalidArgumentError(absl::StrCat(where, ": rows of ", tensor.dims[0], " elements are no multiple of ",
-                                                     traits->name, "'s blocks of ", traits->block_elems));
+      return absl::InvalidArgumentError(absl::StrCat(where, ": rows of ", tensor.dims[0],
+                                                     " elements are no multiple of ", traits->name, "'s blocks of ",
+                                                     traits->block_elems));
     }
     std::int64_t num_bytes = 0;
     if (__builtin_mul_overflow(num_elems / traits->block_elems, std::int64_t{traits->block_bytes}, &num_bytes)) {

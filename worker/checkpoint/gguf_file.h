@@ -62,10 +62,10 @@ class GgufFile {
 
  private:
   struct Value {
-    std::uint32_t type = 0;          // of the value, or of an array's elements
+    std::uint32_t type = 0;  // of the value, or of an array's elements
     bool is_array = false;
-    std::uint64_t count = 1;         // elements of an array
-    std::uint64_t file_offset = 0;   // of the first element
+    std::uint64_t count = 1;        // elements of an array
+    std::uint64_t file_offset = 0;  // of the first element
   };
   class Cursor;
 

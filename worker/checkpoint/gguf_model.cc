@@ -55,7 +55,8 @@ std::string HuggingFaceName(absl::string_view name, std::int64_t num_layers) {
       {"ffn_down", "mlp.down_proj", true},
   };
   for (const Row& row : kRows) {
-    if (part == absl::StrCat(row.ggml, ".weight")) return absl::StrCat("model.layers.", layer, ".", row.huggingface, ".weight");
+    if (part == absl::StrCat(row.ggml, ".weight"))
+      return absl::StrCat("model.layers.", layer, ".", row.huggingface, ".weight");
     if (row.may_have_bias && part == absl::StrCat(row.ggml, ".bias")) {
       return absl::StrCat("model.layers.", layer, ".", row.huggingface, ".bias");
     }
@@ -77,8 +78,8 @@ absl::StatusOr<std::optional<std::int32_t>> TokenId(const GgufFile& file, absl::
     return std::optional<std::int32_t>();
   }
   if (*id < 0 || static_cast<std::uint64_t>(*id) >= num_tokens) {
-    return absl::InvalidArgumentError(absl::StrCat(file.path(), ": metadata '", key, "' is ", *id,
-                                                   ", there are ", num_tokens, " tokens"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(file.path(), ": metadata '", key, "' is ", *id, ", there are ", num_tokens, " tokens"));
   }
   return std::optional<std::int32_t>(static_cast<std::int32_t>(*id));
 }
@@ -99,7 +100,8 @@ absl::StatusOr<TokenizerDefinition> ReadGgufTokenizer(const GgufFile& file) {
   QST_ASSIGN_OR_RETURN(const std::optional<std::string> model, file.String("tokenizer.ggml.model"));
   QST_ASSIGN_OR_RETURN(auto tokens, file.Strings("tokenizer.ggml.tokens"));
   if (!model.has_value() || !tokens.has_value() || tokens->empty()) {
-    return absl::NotFoundError(absl::StrCat(file.path(), ": the file holds no tokenizer (tokenizer.ggml.model and tokens)"));
+    return absl::NotFoundError(
+        absl::StrCat(file.path(), ": the file holds no tokenizer (tokenizer.ggml.model and tokens)"));
   }
   if (*model == "gpt2") {
     definition.kind = TokenizerDefinition::Kind::kByteLevelBpe;
@@ -166,7 +168,8 @@ absl::Status GgufModel::ReadConfig() {
   const auto need = [&](const char* name) -> absl::StatusOr<std::int64_t> {
     const std::string key = absl::StrCat("llama.", name);
     if (file_->IsArray(key)) {
-      return absl::UnimplementedError(absl::StrCat(path, ": metadata '", key, "' differs from layer to layer, which is not supported"));
+      return absl::UnimplementedError(
+          absl::StrCat(path, ": metadata '", key, "' differs from layer to layer, which is not supported"));
     }
     QST_ASSIGN_OR_RETURN(const std::optional<std::int64_t> value, file_->Int(key));
     if (!value.has_value()) return absl::InvalidArgumentError(absl::StrCat(path, ": metadata '", key, "' is missing"));
@@ -193,7 +196,8 @@ absl::Status GgufModel::ReadConfig() {
     config_.head_dim = config_.hidden_size / config_.num_heads;
   } else {
     return absl::InvalidArgumentError(absl::StrCat(path, ": llama.embedding_length ", config_.hidden_size,
-                                                   " is no multiple of llama.attention.head_count ", config_.num_heads));
+                                                   " is no multiple of llama.attention.head_count ",
+                                                   config_.num_heads));
   }
   if (value_length.value_or(config_.head_dim) != config_.head_dim) {
     return absl::UnimplementedError(absl::StrCat(path, ": heads of ", config_.head_dim, " for keys but ", *value_length,
@@ -219,7 +223,8 @@ absl::Status GgufModel::ReadConfig() {
   config_.rope_theta = ShortestDecimal(theta.value_or(10000.0));
   QST_ASSIGN_OR_RETURN(const auto eps, file_->Float("llama.attention.layer_norm_rms_epsilon"));
   if (!eps.has_value()) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": metadata 'llama.attention.layer_norm_rms_epsilon' is missing"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": metadata 'llama.attention.layer_norm_rms_epsilon' is missing"));
   }
   config_.rms_norm_eps = ShortestDecimal(*eps);
 
@@ -235,8 +240,8 @@ absl::Status GgufModel::ReadConfig() {
     return absl::InvalidArgumentError(absl::StrCat(path, ": no tensor 'token_embd.weight' of two dimensions"));
   }
   const auto token = [&](const char* name) -> absl::StatusOr<std::optional<std::int64_t>> {
-    QST_ASSIGN_OR_RETURN(const auto id,
-                         TokenId(*file_, name, static_cast<std::size_t>(std::max<std::int64_t>(config_.vocab_size, 0))));
+    QST_ASSIGN_OR_RETURN(
+        const auto id, TokenId(*file_, name, static_cast<std::size_t>(std::max<std::int64_t>(config_.vocab_size, 0))));
     return id.has_value() ? std::optional<std::int64_t>(*id) : std::nullopt;
   };
   QST_ASSIGN_OR_RETURN(config_.bos_token_id, token("bos_token_id"));
@@ -251,9 +256,10 @@ absl::Status GgufModel::CheckRopeFactors(const GgufTensor& tensor) const {
   std::vector<float> factors(static_cast<std::size_t>(tensor.dims[0]));
   ReadRowPart(tensor, 0, 0, tensor.dims[0], factors.data());
   if (std::any_of(factors.begin(), factors.end(), [](float f) { return f != 1.0f; })) {
-    return absl::UnimplementedError(absl::StrCat(
-        file_->path(), ": rotary frequencies scaled by the tensor 'rope_freqs.weight' are not supported in GGUF files; "
-                       "import the Hugging Face folder of this model"));
+    return absl::UnimplementedError(
+        absl::StrCat(file_->path(),
+                     ": rotary frequencies scaled by the tensor 'rope_freqs.weight' are not supported in GGUF files; "
+                     "import the Hugging Face folder of this model"));
   }
   return absl::OkStatus();
 }
@@ -266,8 +272,8 @@ absl::Status GgufModel::MapTensors() {
     }
     const std::string name = HuggingFaceName(tensor.name, config_.num_layers);
     if (name.empty()) {
-      return absl::UnimplementedError(
-          absl::StrCat(file_->path(), ": a LLaMA model has no tensor like '", tensor.name, "'; this is another kind of model"));
+      return absl::UnimplementedError(absl::StrCat(file_->path(), ": a LLaMA model has no tensor like '", tensor.name,
+                                                   "'; this is another kind of model"));
     }
     Entry entry;
     entry.tensor = &tensor;
@@ -338,7 +344,8 @@ void GgufModel::ReadRowPart(const GgufTensor& tensor, std::int64_t row, std::int
 
 absl::Status GgufModel::ReadFloat(absl::string_view name, std::int64_t first, std::int64_t count, float* out) const {
   const auto it = entries_.find(name);
-  QST_RETURN_IF_ERROR(CheckReadRange(it == entries_.end() ? nullptr : &it->second.info, file_->path(), name, first, count));
+  QST_RETURN_IF_ERROR(
+      CheckReadRange(it == entries_.end() ? nullptr : &it->second.info, file_->path(), name, first, count));
   const Entry& entry = it->second;
   // Biases are one row in the file; their elements are rows of one element here.
   const bool is_vector = entry.info.shape.size() == 1;

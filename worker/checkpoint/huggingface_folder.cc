@@ -32,9 +32,9 @@ absl::StatusOr<std::unique_ptr<HuggingFaceFolder>> HuggingFaceFolder::Open(const
     QST_RETURN_IF_ERROR(source->OpenShards(index_path));
   } else {
     const bool has_torch = Exists(folder + "/pytorch_model.bin") || Exists(folder + "/pytorch_model.bin.index.json");
-    return absl::NotFoundError(absl::StrCat(
-        folder, ": neither ", kSingleFile, " nor ", kIndexFile, " is there",
-        has_torch ? "; convert pytorch_model.bin to safetensors first (save_pretrained does it)" : ""));
+    return absl::NotFoundError(
+        absl::StrCat(folder, ": neither ", kSingleFile, " nor ", kIndexFile, " is there",
+                     has_torch ? "; convert pytorch_model.bin to safetensors first (save_pretrained does it)" : ""));
   }
   return source;
 }

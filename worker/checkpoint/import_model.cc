@@ -233,7 +233,8 @@ class WeightFileWriter {
               absl::StrCat("tensor '", name, "': element ", first + i, " is ", values[static_cast<std::size_t>(i)]));
         }
       }
-      const std::uint64_t num_bytes = static_cast<std::uint64_t>(count) * static_cast<std::uint64_t>(DTypeBytes(item.dtype));
+      const std::uint64_t num_bytes =
+          static_cast<std::uint64_t>(count) * static_cast<std::uint64_t>(DTypeBytes(item.dtype));
       if (item.dtype == DType::kF32) {
         QST_RETURN_IF_ERROR(writer_->Append(values.data(), num_bytes));
       } else {
@@ -351,7 +352,9 @@ absl::Status ImportModel(const ImportOptions& given_options, const ImportProgres
   // What the stored weights are closest to, for programs that want one dtype.
   for (const ImportItem& item : plan.items) {
     if (item.tensor.kind != ModelTensor::Kind::kEmbedding) continue;
-    source.config.torch_dtype = item.dtype == DType::kF32 ? "float32" : item.dtype == DType::kF16 ? "float16" : "bfloat16";
+    source.config.torch_dtype = item.dtype == DType::kF32   ? "float32"
+                                : item.dtype == DType::kF16 ? "float16"
+                                                            : "bfloat16";
   }
   StoreManifest manifest;
   manifest.name = options.name;

@@ -54,8 +54,8 @@ absl::StatusOr<DType> StoredDType(const TensorSource& source, const std::string&
   const TensorInfo& info = *source.Find(name);
   if (info.dtype == DType::kF32 || info.dtype == DType::kF16 || info.dtype == DType::kBF16) return *info.dtype;
   if (info.dtype.has_value()) {
-    return absl::UnimplementedError(absl::StrCat("tensor '", name, "' has dtype ", info.encoding,
-                                                 "; weights are read from F32, F16 and BF16"));
+    return absl::UnimplementedError(
+        absl::StrCat("tensor '", name, "' has dtype ", info.encoding, "; weights are read from F32, F16 and BF16"));
   }
   QST_ASSIGN_OR_RETURN(const float largest, LargestMagnitude(source, name, threads));
   return largest <= kLargestF16 ? DType::kF16 : DType::kBF16;
@@ -149,9 +149,8 @@ absl::StatusOr<ImportPlan> PlanImport(const ModelSource& source, const std::opti
     const std::uint64_t num_bytes = static_cast<std::uint64_t>(tensor.num_elems() * DTypeBytes(item.dtype));
     (item.is_quantized || num_bytes % kSafetensorsAlignment == 0 ? items : ragged).push_back(std::move(item));
   }
-  std::stable_sort(ragged.begin(), ragged.end(), [](const ImportItem& a, const ImportItem& b) {
-    return DTypeBytes(a.dtype) > DTypeBytes(b.dtype);
-  });
+  std::stable_sort(ragged.begin(), ragged.end(),
+                   [](const ImportItem& a, const ImportItem& b) { return DTypeBytes(a.dtype) > DTypeBytes(b.dtype); });
   ImportPlan plan;
   PlanBuilder builder(&plan);
   for (const ImportItem& item : items) builder.AddItem(item, quantization);

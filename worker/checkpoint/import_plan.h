@@ -29,10 +29,10 @@ struct ImportPiece {
 };
 
 struct ImportPlan {
-  std::vector<ImportItem> items;             // in the order in which their first piece is written
-  std::vector<ImportPiece> pieces;           // one per entry, same order
-  std::vector<SafetensorsEntry> entries;     // without data
-  std::uint64_t data_bytes = 0;              // sum over entries
+  std::vector<ImportItem> items;          // in the order in which their first piece is written
+  std::vector<ImportPiece> pieces;        // one per entry, same order
+  std::vector<SafetensorsEntry> entries;  // without data
+  std::uint64_t data_bytes = 0;           // sum over entries
   std::uint64_t embedding_bytes = 0;
   std::uint64_t layers_bytes = 0;
   std::uint64_t head_bytes = 0;

@@ -123,7 +123,8 @@ absl::StatusOr<RopeScaling> ParseRopeScaling(const Json& object, absl::string_vi
   } else if (type == "llama3") {
     scaling.type = RopeScalingType::kLlama3;
   } else if (type != "default") {
-    return Unsupported(where, absl::StrCat("rotary scaling '", type, "' is not supported (default, linear, llama3 are)"));
+    return Unsupported(where,
+                       absl::StrCat("rotary scaling '", type, "' is not supported (default, linear, llama3 are)"));
   }
   if (scaling.type != RopeScalingType::kNone) {
     scaling.factor = fields.Double("factor", 1.0);
@@ -136,8 +137,8 @@ absl::StatusOr<RopeScaling> ParseRopeScaling(const Json& object, absl::string_vi
 }
 
 // Refuses what would silently compute something else than the model's authors meant.
-absl::Status CheckSupported(const Json& object, FieldReader& fields, const ModelConfig& config,
-                            bool accept_quantized, absl::string_view where) {
+absl::Status CheckSupported(const Json& object, FieldReader& fields, const ModelConfig& config, bool accept_quantized,
+                            absl::string_view where) {
   const std::string activation = fields.String("hidden_act", "silu");
   if (activation != "silu") {
     return Unsupported(where, absl::StrCat("hidden_act '", activation, "' is not supported (silu is)"));
@@ -183,8 +184,8 @@ absl::StatusOr<ModelConfig> ParseConfig(absl::string_view json_text, bool accept
   FieldReader fields(object, where);
 
   std::string architecture;
-  if (const auto list = object.find("architectures"); list != object.end() && list->is_array() && !list->empty() &&
-                                                       list->front().is_string()) {
+  if (const auto list = object.find("architectures");
+      list != object.end() && list->is_array() && !list->empty() && list->front().is_string()) {
     architecture = list->front().get<std::string>();
   }
   config.model_type = fields.String("model_type", "");
@@ -347,7 +348,8 @@ std::vector<float> RotaryInverseFrequencies(const ModelConfig& config) {
   const RopeScaling& scaling = config.rope_scaling;
   std::vector<float> frequencies(static_cast<std::size_t>(config.head_dim / 2));
   for (std::size_t j = 0; j < frequencies.size(); ++j) {
-    double frequency = std::pow(config.rope_theta, -2.0 * static_cast<double>(j) / static_cast<double>(config.head_dim));
+    double frequency =
+        std::pow(config.rope_theta, -2.0 * static_cast<double>(j) / static_cast<double>(config.head_dim));
     if (scaling.type == RopeScalingType::kLinear) {
       frequency /= scaling.factor;
     } else if (scaling.type == RopeScalingType::kLlama3) {
@@ -356,8 +358,7 @@ std::vector<float> RotaryInverseFrequencies(const ModelConfig& config) {
       if (turns < scaling.low_freq_factor) {
         frequency /= scaling.factor;
       } else if (turns <= scaling.high_freq_factor) {
-        const double kept =
-            (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor);
+        const double kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor);
         frequency = (1.0 - kept) * frequency / scaling.factor + kept * frequency;
       }
     }

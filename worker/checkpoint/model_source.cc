@@ -84,8 +84,8 @@ absl::StatusOr<ModelSource> OpenModelSource(const std::string& path) {
     char magic[4] = {};
     std::ifstream(path, std::ios::binary).read(magic, sizeof(magic));
     if (fs::path(path).extension() != ".gguf" && std::memcmp(magic, "GGUF", 4) != 0) {
-      return absl::UnimplementedError(absl::StrCat(
-          path, ": neither a GGUF file nor a Hugging Face folder nor its .safetensors file"));
+      return absl::UnimplementedError(
+          absl::StrCat(path, ": neither a GGUF file nor a Hugging Face folder nor its .safetensors file"));
     }
     source = OpenGguf(path);
   }

@@ -15,9 +15,9 @@
 namespace qst {
 
 struct ModelSource {
-  std::string path;                   // of the .gguf file or of the Hugging Face folder
-  std::string format;                 // "gguf" or "safetensors"
-  std::uint64_t weight_bytes = 0;     // size of the weight files
+  std::string path;                // of the .gguf file or of the Hugging Face folder
+  std::string format;              // "gguf" or "safetensors"
+  std::uint64_t weight_bytes = 0;  // size of the weight files
   ModelConfig config;
   std::unique_ptr<TensorSource> tensors;
   // Set if the tokenizer is inside the weight file (GGUF); otherwise its files lie in the folder `path`.

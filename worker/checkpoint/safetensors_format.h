@@ -44,7 +44,8 @@ constexpr const char* SafetensorsDTypeName(DType dtype) {
 
 // The inverse. Nothing for a dtype that this project has no use for (F64, I64, BOOL, ...).
 inline std::optional<DType> SafetensorsDTypeFromName(absl::string_view name) {
-  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kI32, DType::kI8, DType::kU8, DType::kF8E4M3}) {
+  for (const DType dtype :
+       {DType::kF32, DType::kF16, DType::kBF16, DType::kI32, DType::kI8, DType::kU8, DType::kF8E4M3}) {
     if (name == SafetensorsDTypeName(dtype)) return dtype;
   }
   return std::nullopt;

@@ -57,7 +57,8 @@ absl::StatusOr<QuantState> ParseQuantState(absl::string_view json_text, absl::st
   state.type = *type;
   if (!IsWholeNumber(object, "blocksize")) return broken("blocksize is missing");
   state.block_size = object["blocksize"].get<std::int64_t>();
-  if (state.block_size < 2 || state.block_size > 65536 || state.block_size % 2 != 0) return broken("blocksize is out of range");
+  if (state.block_size < 2 || state.block_size > 65536 || state.block_size % 2 != 0)
+    return broken("blocksize is out of range");
   if (IsString(object, "dtype")) state.dtype = object["dtype"].get<std::string>();
   if (!object.contains("shape") || !object["shape"].is_array() || object["shape"].size() != 2) {
     return broken("shape is not a list of two numbers");
@@ -72,8 +73,10 @@ absl::StatusOr<QuantState> ParseQuantState(absl::string_view json_text, absl::st
   if (state.double_quant) {
     if (!IsWholeNumber(object, "nested_blocksize")) return broken("nested_blocksize is not a number");
     state.nested_block_size = object["nested_blocksize"].get<std::int64_t>();
-    if (state.nested_block_size < 1 || state.nested_block_size > 65536) return broken("nested_blocksize is out of range");
-    if (!object.contains("nested_offset") || !object["nested_offset"].is_number()) return broken("nested_offset is missing");
+    if (state.nested_block_size < 1 || state.nested_block_size > 65536)
+      return broken("nested_blocksize is out of range");
+    if (!object.contains("nested_offset") || !object["nested_offset"].is_number())
+      return broken("nested_offset is missing");
     state.nested_offset = static_cast<float>(object["nested_offset"].get<double>());
     if (!std::isfinite(state.nested_offset)) return broken("nested_offset is not finite");
   }
@@ -84,7 +87,8 @@ std::string StoreManifestToJson(const StoreManifest& manifest) {
   Json object;
   object["format_version"] = manifest.format_version;
   object["name"] = manifest.name;
-  object["source"] = Json{{"path", manifest.source_path}, {"format", manifest.source_format}, {"bytes", manifest.source_bytes}};
+  object["source"] =
+      Json{{"path", manifest.source_path}, {"format", manifest.source_format}, {"bytes", manifest.source_bytes}};
   Json quantization = Json{{"type", "none"}};
   if (manifest.quantization.has_value()) {
     quantization = Json{{"type", Quant4TypeName(manifest.quantization->type)},
@@ -94,12 +98,15 @@ std::string StoreManifestToJson(const StoreManifest& manifest) {
   object["quantization"] = quantization;
   object["parameters"] = manifest.num_parameters;
   object["weights"] = Json{{"sha256", manifest.weights_sha256}, {"bytes", manifest.weights_bytes}};
-  object["bytes"] = Json{{"embedding", manifest.embedding_bytes}, {"layers", manifest.layers_bytes}, {"head", manifest.head_bytes}};
+  object["bytes"] =
+      Json{{"embedding", manifest.embedding_bytes}, {"layers", manifest.layers_bytes}, {"head", manifest.head_bytes}};
   return object.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
 absl::StatusOr<StoreManifest> ParseStoreManifest(absl::string_view json_text, absl::string_view where) {
-  const auto broken = [&](absl::string_view what) { return absl::InvalidArgumentError(absl::StrCat(where, ": ", what)); };
+  const auto broken = [&](absl::string_view what) {
+    return absl::InvalidArgumentError(absl::StrCat(where, ": ", what));
+  };
   const Json object = Json::parse(json_text.begin(), json_text.end(), nullptr, /*allow_exceptions=*/false);
   if (!object.is_object() || !IsWholeNumber(object, "format_version")) {
     return broken("not the description of a stored model (a JSON object with a format_version)");

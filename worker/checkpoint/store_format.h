@@ -20,10 +20,10 @@ inline constexpr std::int64_t kStoreFormatVersion = 1;
 inline constexpr std::uint64_t kStoreMaxJsonBytes = 16 << 20;
 
 // Companions of a quantized weight X.weight are named X.weight + suffix.
-inline constexpr char kAbsmaxSuffix[] = ".absmax";                      // U8 codes, or F32 without double quant
-inline constexpr char kQuantMapSuffix[] = ".quant_map";                 // F32 [16]
-inline constexpr char kNestedAbsmaxSuffix[] = ".nested_absmax";         // F32
-inline constexpr char kNestedQuantMapSuffix[] = ".nested_quant_map";    // F32 [256]
+inline constexpr char kAbsmaxSuffix[] = ".absmax";                          // U8 codes, or F32 without double quant
+inline constexpr char kQuantMapSuffix[] = ".quant_map";                     // F32 [16]
+inline constexpr char kNestedAbsmaxSuffix[] = ".nested_absmax";             // F32
+inline constexpr char kNestedQuantMapSuffix[] = ".nested_quant_map";        // F32 [256]
 inline constexpr char kQuantStateSuffix[] = ".quant_state.bitsandbytes__";  // + "nf4" or "fp4"; U8, JSON text
 
 constexpr const char* Quant4TypeName(Quant4Type type) { return type == Quant4Type::kNF4 ? "nf4" : "fp4"; }
@@ -39,8 +39,8 @@ struct StoreQuantization {
 struct QuantState {
   Quant4Type type = Quant4Type::kNF4;
   std::int64_t block_size = 64;
-  std::string dtype = "float32";     // of the original weight: float32, float16 or bfloat16
-  std::vector<std::int64_t> shape;   // of the original weight: [outputs, inputs]
+  std::string dtype = "float32";    // of the original weight: float32, float16 or bfloat16
+  std::vector<std::int64_t> shape;  // of the original weight: [outputs, inputs]
   bool double_quant = false;
   std::int64_t nested_block_size = 256;
   float nested_offset = 0.0f;
@@ -55,15 +55,15 @@ struct StoreManifest {
   std::int64_t format_version = kStoreFormatVersion;
   std::string name;
   std::string source_path;
-  std::string source_format;              // "gguf" or "safetensors"
-  std::uint64_t source_bytes = 0;         // of the source's weight files
+  std::string source_format;       // "gguf" or "safetensors"
+  std::uint64_t source_bytes = 0;  // of the source's weight files
   std::optional<StoreQuantization> quantization;
   std::int64_t num_parameters = 0;
-  std::string weights_sha256;             // of model.safetensors, lower-case hexadecimal
-  std::uint64_t weights_bytes = 0;        // size of model.safetensors
+  std::string weights_sha256;       // of model.safetensors, lower-case hexadecimal
+  std::uint64_t weights_bytes = 0;  // size of model.safetensors
   std::uint64_t embedding_bytes = 0;
-  std::uint64_t layers_bytes = 0;         // of all layers
-  std::uint64_t head_bytes = 0;           // last norm, and the head if it is not tied
+  std::uint64_t layers_bytes = 0;  // of all layers
+  std::uint64_t head_bytes = 0;    // last norm, and the head if it is not tied
 };
 
 std::string StoreManifestToJson(const StoreManifest& manifest);

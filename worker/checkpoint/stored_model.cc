@@ -112,7 +112,8 @@ absl::StatusOr<const float*> StoredModel::FloatArray(const std::string& name, st
   }
   const std::uint8_t* data = weights_->Raw(name).data;
   if (reinterpret_cast<std::uintptr_t>(data) % alignof(float) != 0) {
-    return absl::DataLossError(absl::StrCat(weights_->path(), ": tensor '", name, "' does not start at a multiple of 4 bytes"));
+    return absl::DataLossError(
+        absl::StrCat(weights_->path(), ": tensor '", name, "' does not start at a multiple of 4 bytes"));
   }
   return reinterpret_cast<const float*>(data);
 }
@@ -120,7 +121,8 @@ absl::StatusOr<const float*> StoredModel::FloatArray(const std::string& name, st
 absl::Status StoredModel::CheckMap(const std::string& name, const float* expected, std::int64_t num_elems) const {
   QST_ASSIGN_OR_RETURN(const float* map, FloatArray(name, num_elems));
   if (std::memcmp(map, expected, static_cast<std::size_t>(num_elems) * sizeof(float)) != 0) {
-    return absl::DataLossError(absl::StrCat(weights_->path(), ": tensor '", name, "' is not the table of its quantization type"));
+    return absl::DataLossError(
+        absl::StrCat(weights_->path(), ": tensor '", name, "' is not the table of its quantization type"));
   }
   return absl::OkStatus();
 }
@@ -130,17 +132,18 @@ absl::StatusOr<WeightView> StoredModel::Quantized(absl::string_view name, const 
   const std::string where = absl::StrCat(weights_->path(), ": tensor '", name, "'");
   const SafetensorsReader::RawTensor packed = weights_->Raw(name);
   const SafetensorsReader::RawTensor state_bytes = weights_->Raw(state_name);
-  QST_ASSIGN_OR_RETURN(const QuantState state,
-                       ParseQuantState(absl::string_view(reinterpret_cast<const char*>(state_bytes.data),
-                                                         state_bytes.num_bytes),
-                                       where));
+  QST_ASSIGN_OR_RETURN(
+      const QuantState state,
+      ParseQuantState(absl::string_view(reinterpret_cast<const char*>(state_bytes.data), state_bytes.num_bytes),
+                      where));
   Quant4View view;
   view.type = type;
   view.rows = state.shape[0];
   view.cols = state.shape[1];
   view.block_size = static_cast<int>(state.block_size);
   view.packed = packed.data;
-  if (state.type != type) return absl::DataLossError(absl::StrCat(where, ": quant_state is of another type than its name"));
+  if (state.type != type)
+    return absl::DataLossError(absl::StrCat(where, ": quant_state is of another type than its name"));
   if (weights_->Find(name)->dtype != DType::kU8 ||
       static_cast<std::int64_t>(packed.num_bytes) != CeilDivide(view.num_elems(), 2)) {
     return absl::DataLossError(absl::StrCat(where, ": ", packed.num_bytes, " bytes of ", weights_->Find(name)->encoding,
@@ -235,10 +238,10 @@ absl::Status StoredModel::Verify() const {
 }
 
 std::string StoredModel::Summary() const {
-  const std::string quantization =
-      manifest_.quantization.has_value()
-          ? absl::StrCat(Quant4TypeName(manifest_.quantization->type), manifest_.quantization->double_quant ? " (double)" : "")
-          : "not quantized";
+  const std::string quantization = manifest_.quantization.has_value()
+                                       ? absl::StrCat(Quant4TypeName(manifest_.quantization->type),
+                                                      manifest_.quantization->double_quant ? " (double)" : "")
+                                       : "not quantized";
   return absl::StrFormat("%s: %s, %.1fM parameters, %d layers, %s, %.1f MiB", manifest_.name, config_.architecture,
                          static_cast<double>(manifest_.num_parameters) / 1e6, config_.num_layers, quantization,
                          static_cast<double>(manifest_.weights_bytes) / (1 << 20));

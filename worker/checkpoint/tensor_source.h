@@ -15,10 +15,10 @@
 namespace qst {
 
 struct TensorInfo {
-  std::string encoding;              // the file's own word: "F32", "BF16", "Q4_K", ...
-  std::optional<DType> dtype;        // set if elements are stored plainly in this dtype
-  std::vector<std::int64_t> shape;   // row-major, slowest dimension first
-  std::int64_t num_elems = 0;        // product of shape
+  std::string encoding;             // the file's own word: "F32", "BF16", "Q4_K", ...
+  std::optional<DType> dtype;       // set if elements are stored plainly in this dtype
+  std::vector<std::int64_t> shape;  // row-major, slowest dimension first
+  std::int64_t num_elems = 0;       // product of shape
 };
 
 // Thread-safe: const members may be called from several threads at once.
@@ -40,8 +40,8 @@ class TensorSource {
 };
 
 // The checks that every ReadFloat starts with. `where` names the file.
-absl::Status CheckReadRange(const TensorInfo* info, absl::string_view where, absl::string_view name,
-                            std::int64_t first, std::int64_t count);
+absl::Status CheckReadRange(const TensorInfo* info, absl::string_view where, absl::string_view name, std::int64_t first,
+                            std::int64_t count);
 
 }  // namespace qst
 
