@@ -1,0 +1,431 @@
+#include "worker/train/trainer.h"
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+#include "proto/support/status_matchers.h"
+#include "worker/side/random.h"
+#include "worker/train/results.h"
+#include "worker/train/testing/fake_hidden_state_stream.h"
+
+namespace qst {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr std::int64_t kVocab = 23;
+constexpr std::int64_t kHidden = 16;
+constexpr std::int64_t kLayers = 2;
+
+std::string ReadFile(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  EXPECT_TRUE(in.good()) << path;
+  std::ostringstream out;
+  out << in.rdbuf();
+  return out.str();
+}
+
+// Chains in which each token follows from the one before, from which three classes follow, too.
+std::vector<EncodedExample> MakeExamples(int num, bool is_classification, std::uint64_t seed) {
+  Random random(seed, "examples");
+  std::vector<EncodedExample> out;
+  for (int i = 0; i < num; ++i) {
+    EncodedExample example;
+    const int length = 2 + static_cast<int>(random.Next() % 9);
+    auto token = static_cast<std::int32_t>(random.Next() % kVocab);
+    for (int t = 0; t < length; ++t) {
+      example.tokens.push_back(token);
+      token = (token * 3 + 1) % kVocab;
+    }
+    if (is_classification) {
+      example.label = example.tokens.back() % 3;
+    } else {
+      example.target_mask.assign(length, 1);
+      example.target_mask[0] = 0;
+      if (length > 4) example.target_mask[1] = 0;  // a prompt
+    }
+    example.line = i + 1;
+    out.push_back(example);
+  }
+  return out;
+}
+
+class TrainerTest : public testing::Test {
+ protected:
+  TrainerTest() : threads_(2) {
+    ops_.threads = &threads_;
+    ops_.isa = *ResolveIsa(CpuIsa::kAuto);
+    Random random(5, "head");
+    for (float& value : lm_head_) value = random.Symmetric(0.5f);
+    folder_ = absl::StrCat(testing::TempDir(), "/trainer_test_", getpid(), "_",
+                           testing::UnitTest::GetInstance()->current_test_info()->name());
+    std::filesystem::remove_all(folder_);
+    SetTask(v1::TASK_TYPE_CAUSAL_LM);
+    options_.settings.max_steps = 12;
+    options_.settings.batch_size = 8;
+    options_.settings.micro_batch_tokens = 24;
+    options_.settings.backbone_batch_tokens = 100;
+    options_.settings.learning_rate = 3e-3;
+    options_.settings.eval_every_steps = 5;
+    options_.settings.checkpoint_every_steps = 3;
+    callbacks_.on_metrics = [this](const std::string& line) { lines_.push_back(nlohmann::json::parse(line)); };
+    callbacks_.on_message = [this](const std::string& message) { messages_.push_back(message); };
+  }
+  ~TrainerTest() override { std::filesystem::remove_all(folder_); }
+
+  void SetTask(v1::TaskType task, v1::SidePreset preset = v1::SIDE_PRESET_TUNED) {
+    BackboneDims dims;
+    dims.num_layers = kLayers;
+    dims.hidden_size = kHidden;
+    dims.intermediate_size = 32;
+    dims.num_heads = 2;
+    dims.num_kv_heads = 1;
+    dims.vocab_size = kVocab;
+    v1::SideConfig side;
+    side.set_preset(preset);
+    side.set_reduction(2);
+    side.set_rank(4);
+    auto config = ResolveSideConfig(side, task, {"a", "b", "c"}, dims);
+    QST_EXPECT_OK(config);
+    options_.side = *config;
+  }
+
+  FrozenHead Frozen() const {
+    FrozenHead frozen;
+    frozen.final_norm = Matrix(static_cast<const float*>(norm_), 1, kHidden);
+    if (!options_.side.is_classification()) {
+      frozen.lm_head = WeightView::Dense(Matrix(static_cast<const float*>(lm_head_), kVocab, kHidden));
+    }
+    return frozen;
+  }
+
+  // Trains in `name` below the test's folder; keeps the metric lines in lines_.
+  absl::Status Train(const std::string& name) {
+    lines_.clear();
+    messages_.clear();
+    stream_options_.num_layers = kLayers;
+    stream_options_.hidden_size = kHidden;
+    stream_options_.vocab_size = kVocab;
+    stream_options_.max_passes_in_flight = options_.settings.max_passes_in_flight;
+    stream_ = std::make_unique<FakeHiddenStateStream>(stream_options_);
+    options_.job_folder = folder_ + "/" + name;
+    const bool is_classification = options_.side.is_classification();
+    auto trainer = Trainer::Create(options_, Frozen(),
+                                   ExampleSet(options_.side.task, MakeExamples(60, is_classification, 1)),
+                                   ExampleSet(options_.side.task, MakeExamples(20, is_classification, 2)),
+                                   stream_.get(), ops_, callbacks_);
+    if (!trainer.ok()) return trainer.status();
+    trainer_ = *std::move(trainer);
+    return trainer_->Run();
+  }
+
+  // What must be the same to the last bit: losses, norms and evaluations, as printed.
+  std::string Curve() const {
+    std::string out;
+    for (const nlohmann::json& line : lines_) {
+      if (line.contains("eval")) {
+        absl::StrAppend(&out, line["step"].dump(), " eval ", line["eval"].dump(), "\n");
+      } else {
+        absl::StrAppend(&out, line["step"].dump(), " ", line["loss"].dump(), " ", line["grad_norm"].dump(), " ",
+                        line["lr"].dump(), " ", line["tokens"].dump(), "\n");
+      }
+    }
+    return out;
+  }
+  std::string NetworkBytes(const std::string& name) const {
+    return ReadFile(absl::StrCat(folder_, "/", name, "/results/", kSideNetworkFile));
+  }
+  std::vector<double> EvalValues(const char* metric) const {
+    std::vector<double> out;
+    for (const nlohmann::json& line : lines_) {
+      if (line.contains("eval")) out.push_back(line["eval"][metric]);
+    }
+    return out;
+  }
+
+  ThreadPool threads_;
+  OpContext ops_;
+  float norm_[kHidden] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+  float lm_head_[kVocab * kHidden];
+  std::string folder_;
+  TrainerOptions options_;
+  FakeHiddenStateStream::Options stream_options_;
+  TrainerCallbacks callbacks_;
+  std::unique_ptr<FakeHiddenStateStream> stream_;
+  std::unique_ptr<Trainer> trainer_;
+  std::vector<nlohmann::json> lines_;
+  std::vector<std::string> messages_;
+};
+
+TEST_F(TrainerTest, LanguageModelLearnsFromTheUntouchedModelOn) {
+  options_.settings.max_steps = 60;
+  options_.settings.eval_every_steps = 30;
+  QST_ASSERT_OK(Train("job"));
+  const std::vector<double> losses = EvalValues("loss");
+  ASSERT_EQ(losses.size(), 3u);  // before, in the middle, at the end
+  EXPECT_LT(losses[2], losses[1]);
+  EXPECT_LT(losses[2], 0.5 * losses[0]);
+  EXPECT_EQ(stream_->num_in_flight(), 0u);
+  EXPECT_NEAR(std::log(EvalValues("perplexity")[2]), losses[2], 1e-6);
+}
+
+TEST_F(TrainerTest, ClassifierLearnsAndWritesPredictions) {
+  SetTask(v1::TASK_TYPE_CLASSIFICATION);
+  options_.settings.max_steps = 80;
+  options_.settings.eval_every_steps = 0;
+  options_.settings.learning_rate = 1e-2;
+  QST_ASSERT_OK(Train("job"));
+  EXPECT_GT(EvalValues("accuracy").back(), 0.8);
+  EXPECT_EQ(trainer_->last_eval().at("accuracy"), EvalValues("accuracy").back());
+  std::istringstream in(ReadFile(folder_ + "/job/results/predictions.jsonl"));
+  int num = 0;
+  int num_correct = 0;
+  for (std::string text; std::getline(in, text); ++num) {
+    const nlohmann::json line = nlohmann::json::parse(text);
+    EXPECT_EQ(line["line"], num + 1);
+    double sum = 0.0;
+    double top = 0.0;
+    for (const auto& item : line["probabilities"].items()) {
+      sum += item.value().get<double>();
+      top = std::max(top, item.value().get<double>());
+    }
+    EXPECT_NEAR(sum, 1.0, 1e-5);
+    EXPECT_EQ(line["probabilities"][line["prediction"].get<std::string>()], top);
+    num_correct += line["prediction"] == line["label"];
+  }
+  EXPECT_EQ(num, 20);
+  EXPECT_DOUBLE_EQ(num_correct / 20.0, EvalValues("accuracy").back());
+}
+
+TEST_F(TrainerTest, ProbeReadsOnlyTheLastLayer) {
+  SetTask(v1::TASK_TYPE_CLASSIFICATION, v1::SIDE_PRESET_PROBE);
+  options_.settings.learning_rate = 3e-2;
+  options_.settings.max_steps = 40;
+  QST_ASSERT_OK(Train("job"));
+  EXPECT_EQ(stream_->lowest_layer_asked(), kLayers);
+  EXPECT_LT(EvalValues("loss").back(), EvalValues("loss").front());
+}
+
+TEST_F(TrainerTest, GroupingIntoPassesDoesNotChangeABit) {
+  QST_ASSERT_OK(Train("small"));
+  const std::string expected = Curve();
+  const std::uint64_t num_passes = stream_->num_submitted();
+  EXPECT_LE(stream_->longest_pass_tokens(), 100);
+  options_.settings.backbone_batch_tokens = 4096;
+  options_.settings.max_passes_in_flight = 3;
+  QST_ASSERT_OK(Train("large"));
+  EXPECT_EQ(Curve(), expected);
+  EXPECT_LT(stream_->num_submitted(), num_passes);
+  options_.settings.backbone_batch_tokens = 1;
+  options_.settings.max_passes_in_flight = 1;
+  QST_ASSERT_OK(Train("lockstep"));
+  EXPECT_EQ(Curve(), expected);
+  EXPECT_GT(stream_->num_submitted(), num_passes);
+  EXPECT_EQ(NetworkBytes("small"), NetworkBytes("large"));
+  EXPECT_EQ(NetworkBytes("small"), NetworkBytes("lockstep"));
+}
+
+TEST_F(TrainerTest, ThreadsDoNotChangeABit) {
+  QST_ASSERT_OK(Train("two"));
+  const std::string expected = Curve();
+  ThreadPool one(1);
+  ops_.threads = &one;
+  QST_ASSERT_OK(Train("one"));
+  EXPECT_EQ(Curve(), expected);
+  ThreadPool five(5);
+  ops_.threads = &five;
+  QST_ASSERT_OK(Train("five"));
+  EXPECT_EQ(Curve(), expected);
+  EXPECT_EQ(NetworkBytes("one"), NetworkBytes("five"));
+}
+
+TEST_F(TrainerTest, CancelStopsAtTheNextMicroBatch) {
+  callbacks_.on_progress = [this](const v1::JobProgress& progress) {
+    if (progress.step() == 4) trainer_->Cancel();
+  };
+  EXPECT_THAT(Train("job"), StatusIs(absl::StatusCode::kCancelled));
+  EXPECT_EQ(lines_.back()["step"], 4);
+  EXPECT_FALSE(std::filesystem::exists(folder_ + "/job/results/" + kSideNetworkFile));
+}
+
+// A run that ends after step 7 and one that goes on from its last checkpoint, that of step 6.
+TEST_F(TrainerTest, ResumedRunEqualsAnUninterruptedOneToTheLastBit) {
+  QST_ASSERT_OK(Train("whole"));
+  const std::string expected = Curve();
+  const std::string expected_metrics = ReadFile(folder_ + "/whole/results/metrics.jsonl");
+
+  const auto progress = callbacks_.on_progress;
+  callbacks_.on_progress = [this](const v1::JobProgress& p) {
+    if (p.step() == 7) trainer_->Cancel();
+  };
+  EXPECT_THAT(Train("resumed"), StatusIs(absl::StatusCode::kCancelled));
+  callbacks_.on_progress = progress;
+  QST_ASSERT_OK(Train("resumed"));
+  ASSERT_EQ(messages_.size(), 1u);
+  EXPECT_EQ(messages_[0], "resuming after step 6 of 12");
+  EXPECT_EQ(lines_[0]["step"], 7);
+  EXPECT_EQ(NetworkBytes("resumed"), NetworkBytes("whole"));
+
+  // The file holds every line once, cut at the checkpoint and written on.
+  lines_.clear();
+  std::istringstream in(ReadFile(folder_ + "/resumed/results/metrics.jsonl"));
+  for (std::string text; std::getline(in, text);) lines_.push_back(nlohmann::json::parse(text));
+  EXPECT_EQ(Curve(), expected);
+}
+
+TEST_F(TrainerTest, ResumingAFinishedRunOnlyWritesTheResultsAgain) {
+  QST_ASSERT_OK(Train("job"));
+  const std::string network = NetworkBytes("job");
+  std::filesystem::remove(folder_ + "/job/results/" + kSideNetworkFile);
+  QST_ASSERT_OK(Train("job"));
+  EXPECT_EQ(stream_->num_submitted(), 0u);
+  EXPECT_EQ(NetworkBytes("job"), network);
+}
+
+TEST_F(TrainerTest, ADamagedCheckpointIsPassedOverForAnOlderOne) {
+  QST_ASSERT_OK(Train("whole"));
+  const std::string network = NetworkBytes("whole");
+  for (const char* file : {"state.safetensors", "trainer_state.json"}) {
+    SCOPED_TRACE(file);
+    const std::string job = absl::StrCat("job ", file);
+    callbacks_.on_progress = [this](const v1::JobProgress& p) {
+      if (p.step() == 7) trainer_->Cancel();
+    };
+    EXPECT_THAT(Train(job), StatusIs(absl::StatusCode::kCancelled));
+    callbacks_.on_progress = nullptr;
+    const std::string path = absl::StrCat(folder_, "/", job, "/checkpoints/step-6/", file);
+    {  // One bit in the middle.
+      std::string bytes = ReadFile(path);
+      bytes[bytes.size() / 2] ^= 1;
+      std::ofstream(path, std::ios::binary) << bytes;
+    }
+    QST_ASSERT_OK(Train(job));
+    ASSERT_EQ(messages_.size(), 2u);
+    EXPECT_THAT(messages_[0], HasSubstr("checkpoint of step 6 is damaged"));
+    EXPECT_EQ(messages_[1], "resuming after step 3 of 12");
+    EXPECT_EQ(NetworkBytes(job), network);
+  }
+}
+
+TEST_F(TrainerTest, ACheckpointThatWasCutShortIsPassedOver) {
+  callbacks_.on_progress = [this](const v1::JobProgress& p) {
+    if (p.step() == 4) trainer_->Cancel();
+  };
+  EXPECT_THAT(Train("job"), StatusIs(absl::StatusCode::kCancelled));
+  callbacks_.on_progress = nullptr;
+  const std::string path = folder_ + "/job/checkpoints/step-3/state.safetensors";
+  std::filesystem::resize_file(path, std::filesystem::file_size(path) / 2);
+  std::filesystem::create_directories(folder_ + "/job/checkpoints/.incomplete-step-9");
+  QST_ASSERT_OK(Train("job"));
+  EXPECT_THAT(messages_.at(0), HasSubstr("checkpoint of step 3 is damaged"));
+  EXPECT_EQ(lines_[0]["step"], 0);  // there was no older one: from the start
+  EXPECT_FALSE(std::filesystem::exists(folder_ + "/job/checkpoints/.incomplete-step-9"));
+}
+
+TEST_F(TrainerTest, KeepsTheNewestCheckpoints) {
+  options_.settings.save_initial = true;
+  options_.settings.checkpoint_every_steps = 5;
+  options_.settings.checkpoint_keep = 3;
+  QST_ASSERT_OK(Train("job"));
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(folder_ + "/job/checkpoints")) {
+    names.push_back(entry.path().filename().string());
+  }
+  EXPECT_THAT(names, testing::UnorderedElementsAre("step-5", "step-10", "step-12"));
+}
+
+TEST_F(TrainerTest, RefusesACheckpointOfOtherSettings) {
+  QST_ASSERT_OK(Train("job"));
+  options_.settings.learning_rate *= 2;
+  EXPECT_THAT(Train("job"), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("other settings or data")));
+}
+
+TEST_F(TrainerTest, StopsWhereTheLossIsNotFinite) {
+  stream_options_.nan_layer = 1;
+  stream_options_.nan_from_pass = 3;
+  EXPECT_THAT(Train("job"), StatusIs(absl::StatusCode::kFailedPrecondition,
+                                     HasSubstr("in the backbone's hidden state of layer 1")));
+}
+
+TEST_F(TrainerTest, PassesOnTheLossOfAStage) {
+  stream_options_.lost_at_pass = 2;
+  EXPECT_THAT(Train("job"), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("stage 1 was lost")));
+}
+
+TEST_F(TrainerTest, MetricLinesHaveTheirFields) {
+  options_.settings.log_every_steps = 5;
+  QST_ASSERT_OK(Train("job"));
+  std::vector<int> steps;
+  for (const nlohmann::json& line : lines_) {
+    if (line.contains("eval")) continue;
+    steps.push_back(line["step"]);
+    for (const char* field : {"epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "elapsed_s",
+                              "device_memory_bytes", "cache_hit_ratio", "wait_s", "side_s", "optimizer_s"}) {
+      EXPECT_TRUE(line[field].is_number()) << field;
+    }
+    EXPECT_GT(line["device_memory_bytes"], 1 << 20);
+    EXPECT_GT(line["tokens_per_second"], 0.0);
+  }
+  EXPECT_THAT(steps, testing::ElementsAre(5, 10, 12));
+  EXPECT_EQ(ReadFile(folder_ + "/job/results/metrics.jsonl").empty(), false);
+}
+
+TEST_F(TrainerTest, ReportsItsStatesInOrder) {
+  std::string states;
+  callbacks_.on_state = [&](TrainerCallbacks::State state) {
+    states += state == TrainerCallbacks::State::kRunning ? 'R' : 'E';
+  };
+  QST_ASSERT_OK(Train("job"));
+  EXPECT_EQ(states, "ERERERE");  // before the first step, after 5, 10 and 12
+}
+
+TEST_F(TrainerTest, SavedNetworkComesBackTheSame) {
+  QST_ASSERT_OK(Train("job"));
+  const std::string folder = folder_ + "/job/results";
+  const auto network = LoadSideNetwork(folder, options_.side.backbone, Frozen());
+  QST_ASSERT_OK(network);
+  const Parameters& expected = trainer_->network().parameters();
+  const Parameters& actual = (*network)->parameters();
+  EXPECT_EQ(std::vector<float>(expected.values(), expected.values() + expected.size()),
+            std::vector<float>(actual.values(), actual.values() + actual.size()));
+  BackboneDims other = options_.side.backbone;
+  other.num_layers = 3;
+  EXPECT_THAT(LoadSideNetwork(folder, other, Frozen()),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("trained for a model with")));
+  EXPECT_THAT(LoadSideNetwork(folder_, options_.side.backbone, Frozen()), StatusIs(absl::StatusCode::kNotFound));
+}
+
+TEST_F(TrainerTest, RefusesExamplesThatDoNotFit) {
+  FakeHiddenStateStream stream{FakeHiddenStateStream::Options()};
+  options_.job_folder = folder_;
+  const auto create = [&](std::vector<EncodedExample> examples) {
+    return Trainer::Create(options_, Frozen(), ExampleSet(options_.side.task, std::move(examples)),
+                           ExampleSet(options_.side.task, {}), &stream, ops_, {})
+        .status();
+  };
+  const auto code = absl::StatusCode::kInvalidArgument;
+  EXPECT_THAT(create({}), StatusIs(code, HasSubstr("no examples")));
+  EncodedExample example;
+  example.line = 7;
+  EXPECT_THAT(create({example}), StatusIs(code, HasSubstr("training example 0 (line 7): has no tokens")));
+  example.tokens = {1, 23};
+  example.target_mask = {0, 1};
+  EXPECT_THAT(create({example}), StatusIs(code, HasSubstr("token 23 is outside the vocabulary of 23")));
+  example.tokens = {1, 2};
+  example.target_mask = {0};
+  EXPECT_THAT(create({example}), StatusIs(code, HasSubstr("target mask has 1 entries")));
+  SetTask(v1::TASK_TYPE_CLASSIFICATION);
+  example.label = 3;
+  EXPECT_THAT(create({example}), StatusIs(code, HasSubstr("class 3 is outside the 3 labels")));
+}
+
+}  // namespace
+}  // namespace qst
