@@ -186,6 +186,20 @@ TEST_P(NormTest, ThreadsAndOtherRowsChangeNoBit) {
   EXPECT_EQ(alone.Bits(), outputs[0].normed.Bits(777, 778));
 }
 
+TEST_P(NormTest, AutoTakesTheBestInstructionSet) {
+  const TestMatrix x(random_.NormalMatrix(4, 100));
+  const TestMatrix weight(random_.NormalMatrix(1, 100));
+  OpContext automatic = Context();
+  automatic.isa = CpuIsa::kAuto;
+  OpContext best = Context();
+  best.isa = *ResolveIsa(CpuIsa::kAuto);
+  TestMatrix expected(4, 100);
+  TestMatrix actual(4, 100);
+  QST_ASSERT_OK(RmsNorm(best, x, weight, kEps, expected, nullptr));
+  QST_ASSERT_OK(RmsNorm(automatic, x, weight, kEps, actual, nullptr));
+  EXPECT_EQ(actual.Bits(), expected.Bits());
+}
+
 TEST_P(NormTest, NanStaysInItsRow) {
   DMatrix x = random_.NormalMatrix(3, 20);
   x.at(1, 3) = std::numeric_limits<double>::quiet_NaN();

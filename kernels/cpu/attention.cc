@@ -3,9 +3,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdlib>
+#include <cstddef>
 #include <limits>
 #include <memory>
+#include <new>
 #include <vector>
 
 namespace qst {
@@ -99,18 +100,16 @@ void RunAttentionBackward(const AttentionBackwardTask& t, float*) {
 
 namespace {
 
-struct FreeDeleter {
-  void operator()(float* p) const { std::free(p); }
+constexpr std::align_val_t kCacheLine{64};
+
+struct AlignedDelete {
+  void operator()(float* p) const { operator delete[](p, kCacheLine); }
 };
-using Buffer = std::unique_ptr<float[], FreeDeleter>;
+using Buffer = std::unique_ptr<float[], AlignedDelete>;
 
 // n floats, uninitialised, aligned to a cache line.
 Buffer MakeBuffer(std::int64_t n) {
-  constexpr std::int64_t kLine = 64 / sizeof(float);
-  const std::int64_t lines = std::max<std::int64_t>(1, (n + kLine - 1) / kLine);
-  float* p = static_cast<float*>(std::aligned_alloc(64, lines * 64));
-  if (p == nullptr) throw std::bad_alloc();
-  return Buffer(p);
+  return Buffer(static_cast<float*>(operator new[](static_cast<std::size_t>(n) * sizeof(float), kCacheLine)));
 }
 
 // Runs task(i, scratch) for i in [0, n), each thread taking the next one when it is free: tasks differ in
