@@ -62,6 +62,12 @@ void ControlLoop::Run() {
     {
       absl::MutexLock lock(&mutex_);
       while (true) {
+        // Timers that are due go first: they are few, and a busy queue must not keep leases from being looked at.
+        if (!timers_.empty() && !stopping_ && timers_.begin()->first.first <= clock_->Now()) {
+          task = std::move(timers_.begin()->second);
+          timers_.erase(timers_.begin());
+          break;
+        }
         if (!tasks_.empty()) {
           task = std::move(tasks_.front());
           tasks_.pop_front();
@@ -73,15 +79,9 @@ void ControlLoop::Run() {
         }
         if (timers_.empty()) {
           changed_.Wait(&mutex_);
-          continue;
+        } else {
+          changed_.WaitWithTimeout(&mutex_, clock_->SleepUntil(timers_.begin()->first.first));
         }
-        const absl::Time due = timers_.begin()->first.first;
-        if (due <= clock_->Now()) {
-          task = std::move(timers_.begin()->second);
-          timers_.erase(timers_.begin());
-          break;
-        }
-        changed_.WaitWithTimeout(&mutex_, clock_->SleepUntil(due));
       }
     }
     task();

@@ -1,5 +1,6 @@
 #include "server/server.h"
 
+#include <grpc/support/log.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
@@ -28,6 +29,9 @@ constexpr int kMaxMessageBytes = 4 * 1024 * 1024;
 constexpr int kKeepaliveTimeMs = 5000;
 constexpr int kKeepaliveTimeoutMs = 5000;
 constexpr int kMinPingIntervalMs = 2500;
+
+// gRPC tells of broken connections and failed binds on its own; callers get the same as statuses.
+void LogFromGrpc(gpr_log_func_args* arguments) { LogDebug(absl::StrCat("grpc: ", arguments->message)); }
 
 }  // namespace
 
@@ -63,6 +67,7 @@ absl::Status Server::Bind() {
       wanted_port < 0 || wanted_port > 65535) {
     return absl::InvalidArgumentError(absl::StrCat("listen: must be host:port, is '", options_.listen, "'"));
   }
+  gpr_set_log_function(LogFromGrpc);
   grpc::EnableDefaultHealthCheckService(true);
   grpc::ServerBuilder builder;
   int port = 0;

@@ -218,8 +218,9 @@ std::vector<v1::Worker> WorkerRegistry::List() const {
   for (const Entry* entry : entries) {
     v1::Worker& worker = workers.emplace_back();
     worker.set_id(entry->hello.worker_id());
-    worker.set_state(entry->is_lost ? v1::WORKER_STATE_LOST
-                                    : (IsBusy(*entry) ? v1::WORKER_STATE_BUSY : v1::WORKER_STATE_IDLE));
+    // People see at once that a session ended; what depends on it waits for reconnect_grace.
+    worker.set_state(entry->link == nullptr ? v1::WORKER_STATE_LOST
+                                            : (IsBusy(*entry) ? v1::WORKER_STATE_BUSY : v1::WORKER_STATE_IDLE));
     worker.set_device(entry->hello.device());
     worker.set_host(entry->hello.host());
     worker.set_pid(entry->hello.pid());
