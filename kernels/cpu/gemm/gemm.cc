@@ -17,10 +17,13 @@ constexpr std::int64_t kDepthBlock = 768;
 constexpr std::int64_t kDepthBlockFewRows = 128;
 // Bytes of B that a task holds unpacked: part of a second-level cache.
 constexpr std::int64_t kRightBytes = 256 << 10;
-// Elements of A that are held converted to float32 at a time, where tasks share them.
+// Elements of A that are held converted or packed at a time, where tasks share them.
 constexpr std::int64_t kLeftElems = 4 << 20;
 // With this many tasks side by side, or fewer, each converts rows of A for itself.
 constexpr std::int64_t kConvertingTasks = 2;
+// A transposed A whose rows are at least this long (elements) is packed: a tile reads few elements of each
+// row, so most of what it touches, cache lines and pages, would be wasted once for every panel of B.
+constexpr std::int64_t kPackedLeftLd = 256;
 // Fewer multiply-adds than this are not worth waking threads for.
 constexpr std::int64_t kMinParallelWork = 64 << 10;
 // Rows of C that a task has at least, where cutting by columns alone gives too few tasks: each cut by rows
@@ -74,26 +77,42 @@ class Product {
   }
 
   void Run() {
-    if (left_.matrix.dtype == DType::kF32 || col_tasks_ <= kConvertingTasks) {
-      RunRows(left_, c_);
+    const bool is_shared = col_tasks_ > kConvertingTasks &&
+                           (left_.is_transposed ? left_.matrix.ld >= kPackedLeftLd : left_.matrix.dtype != DType::kF32);
+    if (!is_shared) {
+      RunRows({left_.matrix, left_.is_transposed ? Layout::kTransposed : Layout::kRows}, c_);
       return;
     }
-    const std::int64_t chunk = std::max<std::int64_t>(512, kLeftElems / std::max<std::int64_t>(1, depth_));
-    const Buffer converted(std::min(chunk, c_.rows) * depth_);
+    const std::int64_t depth = std::max<std::int64_t>(1, depth_);
+    const std::int64_t chunk = RoundUp(std::max<std::int64_t>(512, kLeftElems / depth), kernels_.mr);
+    const Buffer buffer(std::min(chunk, c_.rows) * depth);
     for (std::int64_t begin = 0; begin < c_.rows; begin += chunk) {
       const std::int64_t rows = std::min(chunk, c_.rows - begin);
-      threads_.ParallelFor(rows, CeilDiv(16 << 10, std::max<std::int64_t>(1, depth_)),
-                           [&](std::int64_t first, std::int64_t last) {
-                             ConvertRows(kernels_, left_.matrix, begin + first, last - first, 0, depth_,
-                                         converted.data() + first * depth_);
-                           });
-      LeftOperand left;
-      left.matrix = Matrix(static_cast<const float*>(converted.data()), rows, depth_);
-      RunRows(left, Rows(c_, begin, begin + rows));
+      const std::int64_t grain = RoundUp(CeilDiv(16 << 10, depth), kernels_.mr);
+      threads_.ParallelFor(rows, grain, [&](std::int64_t first, std::int64_t last) {
+        float* out = buffer.data() + first * depth_;
+        if (left_.is_transposed) {
+          PackTiles(begin + first, last - first, out);
+        } else {
+          ConvertRows(kernels_, left_.matrix, begin + first, last - first, 0, depth_, out);
+        }
+      });
+      const ConstMatrixView matrix = Matrix(static_cast<const float*>(buffer.data()), rows, depth_);
+      RunRows({matrix, left_.is_transposed ? Layout::kTiles : Layout::kRows}, Rows(c_, begin, begin + rows));
     }
   }
 
  private:
+  enum class Layout {
+    kRows,        // as A
+    kTransposed,  // as A^T
+    kTiles,       // for each mr rows of A, fewer in the last tile, those rows transposed
+  };
+  struct Left {
+    ConstMatrixView matrix;
+    Layout layout;
+  };
+
   // Columns first; rows too where that leaves threads without work.
   void PlanTasks() {
     is_parallel_ = c_.rows * c_.cols * std::max<std::int64_t>(1, depth_) >= kMinParallelWork;
@@ -105,8 +124,17 @@ class Product {
     col_tasks_ = CeilDiv(num_panels_, panels_per_task_);
   }
 
+  // Rows [row, row + rows) of A from A^T, in tiles.
+  void PackTiles(std::int64_t row, std::int64_t rows, float* out) const {
+    for (std::int64_t i = 0; i < rows; i += kernels_.mr) {
+      const int tile_rows = static_cast<int>(std::min<std::int64_t>(kernels_.mr, rows - i));
+      kernels_.pack_cols(DType::kF32, left_.matrix.row<float>(0) + row + i, left_.matrix.ld, depth_, tile_rows,
+                         tile_rows, out + i * depth_);
+    }
+  }
+
   // c = left times all of B; `c` is some or all rows of the result.
-  void RunRows(const LeftOperand& left, const MatrixView& c) const {
+  void RunRows(const Left& left, const MatrixView& c) const {
     const std::int64_t num_tiles = CeilDiv(c.rows, kernels_.mr);
     const std::int64_t row_tasks = std::clamp<std::int64_t>(c.rows / kMinTaskRows, 1, CeilDiv(wanted_tasks_, col_tasks_));
     const std::int64_t tiles_per_task = CeilDiv(num_tiles, row_tasks);
@@ -135,7 +163,7 @@ class Product {
     float* left_buffer;                   // mr rows of block_ elements of k, if A needs converting
   };
 
-  void RunTask(const LeftOperand& left, const MatrixView& c, const Task& task) const {
+  void RunTask(const Left& left, const MatrixView& c, const Task& task) const {
     // At least once, since k = 0 has a result, too.
     std::int64_t k = 0;
     do {
@@ -150,10 +178,13 @@ class Product {
         tile.rows = static_cast<int>(std::min<std::int64_t>(kernels_.mr, task.row_end - row));
         tile.depth = depth;
         tile.is_first = k == 0;
-        tile.is_transposed = left.is_transposed;
+        tile.is_transposed = left.layout != Layout::kRows;
         tile.lda = left.matrix.ld;
-        if (left.is_transposed) {
+        if (left.layout == Layout::kTransposed) {
           tile.a = left.matrix.row<float>(k) + row;
+        } else if (left.layout == Layout::kTiles) {
+          tile.a = left.matrix.row<float>(row) + k * tile.rows;
+          tile.lda = tile.rows;
         } else if (left.matrix.dtype == DType::kF32) {
           tile.a = left.matrix.row<float>(row) + k;
         } else {

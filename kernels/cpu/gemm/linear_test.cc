@@ -107,7 +107,7 @@ constexpr Shape kShapes[] = {
     {0, 5, 7, 64},     {3, 0, 7, 64},      {3, 5, 0, 64},      {1, 1, 1, 64},      {2, 3, 5, 64},
     {1, 64, 64, 64},   {5, 33, 64, 64},    {7, 17, 63, 64},    {13, 31, 65, 128},  {64, 48, 128, 128},
     {25, 70, 192, 64}, {12, 100, 172, 64}, {40, 16, 832, 64},  {300, 40, 31, 64},  {33, 130, 1664, 128},
-    {4, 9, 4096, 4096}, {6, 20, 1000, 256}, {513, 65, 129, 64},
+    {4, 9, 4096, 4096}, {6, 20, 1000, 256}, {513, 65, 129, 64}, {90, 300, 160, 64},
 };
 
 DoubleMatrix Start(const GuardedMatrix* before, const GuardedMatrix* bias, std::int64_t rows, std::int64_t cols) {
@@ -312,25 +312,46 @@ TEST(GemmKernelsTest, Avx512HasTheBitsOfAvx2) {
   }
 }
 
-// 16-bit rows are converted a chunk of rows at a time where several tasks share them. The values' sums are exact.
+// Exact sums of small integers: element (i, k) of A and (j, k) of B.
+float Small(std::int64_t i, std::int64_t k) { return static_cast<float>((i + k) % 5 - 2); }
+float Little(std::int64_t j, std::int64_t k) { return static_cast<float>((j + 3 * k) % 7 - 3); }
+float SmallTimesLittle(std::int64_t i, std::int64_t j, std::int64_t depth) {
+  float sum = 0.0f;
+  for (std::int64_t k = 0; k < depth; ++k) sum += Small(i, k) * Little(j, k);
+  return sum;
+}
+
+// 16-bit rows are converted a chunk of rows at a time where several tasks share them.
 TEST(GemmTest, ChunksOfConvertedRowsAddUp) {
   constexpr std::int64_t kTokens = 2000, kN = 100, kK = 5000;
   GuardedMatrix x(DType::kBF16, kTokens, kK, kK), w(DType::kF32, kN, kK, kK), y(DType::kF32, kTokens, kN, kN);
   for (std::int64_t i = 0; i < kTokens; ++i) {
-    for (std::int64_t k = 0; k < kK; ++k) x.Set(i, k, static_cast<float>((i + k) % 5 - 2));
+    for (std::int64_t k = 0; k < kK; ++k) x.Set(i, k, Small(i, k));
   }
   for (std::int64_t j = 0; j < kN; ++j) {
-    for (std::int64_t k = 0; k < kK; ++k) w.Set(j, k, static_cast<float>((j + 3 * k) % 7 - 3));
+    for (std::int64_t k = 0; k < kK; ++k) w.Set(j, k, Little(j, k));
   }
   ThreadPool threads(2);
   cpu::Linear(&threads, cpu::GemmKernelsFor(*ResolveIsa(CpuIsa::kAuto)), x.view(), WeightView::Dense(w.view()),
               MatrixView{}, y.view(), false);
-  for (const std::int64_t i : {0, 1, 837, 838, 839, 1675, 1676, 1999}) {
-    for (std::int64_t j = 0; j < kN; ++j) {
-      std::int64_t expected = 0;
-      for (std::int64_t k = 0; k < kK; ++k) expected += ((i + k) % 5 - 2) * ((j + 3 * k) % 7 - 3);
-      EXPECT_EQ(y.Get(i, j), static_cast<float>(expected)) << i << ", " << j;
-    }
+  for (const std::int64_t i : {0, 1, 837, 838, 839, 845, 1675, 1676, 1999}) {
+    for (std::int64_t j = 0; j < kN; ++j) EXPECT_EQ(y.Get(i, j), SmallTimesLittle(i, j, kK)) << i << ", " << j;
+  }
+}
+
+// A long gradient is packed a chunk of its columns at a time.
+TEST(GemmTest, ChunksOfPackedColumnsAddUp) {
+  constexpr std::int64_t kTokens = 8400, kN = 530, kK = 100;
+  GuardedMatrix x(DType::kF32, kTokens, kK, kK), grad_y(DType::kF32, kTokens, kN, kN), grad_w(DType::kF32, kN, kK, kK);
+  for (std::int64_t t = 0; t < kTokens; ++t) {
+    for (std::int64_t i = 0; i < kN; ++i) grad_y.Set(t, i, Small(i, t));
+    for (std::int64_t j = 0; j < kK; ++j) x.Set(t, j, Little(j, t));
+  }
+  ThreadPool threads(2);
+  cpu::LinearBackwardWeight(&threads, cpu::GemmKernelsFor(*ResolveIsa(CpuIsa::kAuto)), grad_y.view(), x.view(),
+                            grad_w.view(), MatrixView{}, false);
+  for (const std::int64_t i : {0, 1, 11, 12, 503, 504, 511, 512, 515, 516, 529}) {
+    for (std::int64_t j = 0; j < kK; ++j) EXPECT_EQ(grad_w.Get(i, j), SmallTimesLittle(i, j, kTokens)) << i << ", " << j;
   }
 }
 
