@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""Writes the seed corpus: small valid files, and broken ones of each kind. Standard library only."""
+
+import json
+import os
+import struct
+
+HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "corpus")
+
+
+def put(target, name, data):
+    folder = os.path.join(HERE, target)
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, name), "wb") as f:
+        f.write(data.encode() if isinstance(data, str) else data)
+
+
+def safetensors(header, data, length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def tensor(dtype, shape, begin, end):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def make_safetensors():
+    t = "safetensors_fuzz"
+    f32 = struct.pack("<4f", 1, -2, 0.5, 3e38)
+    put(t, "empty_model", safetensors({}, b""))
+    put(t, "one_tensor", safetensors({"a": tensor("F32", [2, 2], 0, 16)}, f32))
+    put(t, "all_dtypes", safetensors({
+        "__metadata__": {"format": "pt"}, "f": tensor("F32", [1], 0, 4), "h": tensor("F16", [2], 4, 8),
+        "b": tensor("BF16", [2, 1], 8, 12), "u": tensor("U8", [3], 12, 15), "i": tensor("I64", [1], 15, 23),
+        "s": tensor("F32", [], 23, 27), "n": tensor("F32", [0, 7], 27, 27)}, bytes(range(27))))
+    put(t, "padded", safetensors(json.dumps({"a": tensor("U8", [1], 0, 1)}).encode() + b" " * 20, b"x"))
+    put(t, "header_cut", safetensors(b'{"a":', b"", 100))
+    put(t, "huge_header", safetensors(b"{}", b"", 2**64 - 1))
+    put(t, "past_end", safetensors({"a": tensor("F32", [8], 0, 32)}, f32))
+    put(t, "overlap", safetensors({"a": tensor("F32", [2], 0, 8), "b": tensor("F32", [2], 4, 12)}, f32[:12]))
+    put(t, "hole", safetensors({"a": tensor("F32", [1], 0, 4), "b": tensor("F32", [1], 8, 12)}, f32[:12]))
+    put(t, "huge_count", safetensors({"a": tensor("F32", [2**32, 2**32], 0, 16)}, f32))
+    put(t, "wrong_size", safetensors({"a": tensor("F64", [2, 2], 0, 16)}, f32))
+    put(t, "repeated", safetensors(
+        b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}', b"xy"))
+    put(t, "deep", safetensors(b'{"a":' + b"[" * 300 + b"]" * 300 + b"}", b""))
+
+
+def text(s):
+    return struct.pack("<Q", len(s)) + s.encode()
+
+
+def kv(key, kind, value):
+    return text(key) + struct.pack("<I", kind) + value
+
+
+def u32(key, v):
+    return kv(key, 4, struct.pack("<I", v))
+
+
+def string(key, v):
+    return kv(key, 8, text(v))
+
+
+def strings(key, values):
+    return kv(key, 9, struct.pack("<IQ", 8, len(values)) + b"".join(text(v) for v in values))
+
+
+def gguf(metadata, tensors, data, version=3, counts=None):
+    n_tensors, n_kv = counts or (len(tensors), len(metadata))
+    out = b"GGUF" + struct.pack("<IQQ", version, n_tensors, n_kv) + b"".join(metadata)
+    for name, dims, kind, offset in tensors:
+        out += text(name) + struct.pack("<I", len(dims)) + struct.pack(f"<{len(dims)}Q", *dims)
+        out += struct.pack("<IQ", kind, offset)
+    return out + b"\0" * (-len(out) % 32) + data
+
+
+def llama(d=32, vocab=4, kinds=None):
+    """One layer. kinds: type of each matrix, by name."""
+    sizes = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 12: (256, 144),
+             13: (256, 176), 14: (256, 210), 30: (1, 2)}
+    kinds = kinds or {}
+    metadata = [
+        string("general.architecture", "llama"), u32("llama.embedding_length", d), u32("llama.block_count", 1),
+        u32("llama.feed_forward_length", d), u32("llama.context_length", 64), u32("llama.attention.head_count", 4),
+        u32("llama.attention.head_count_kv", 2), kv("llama.attention.layer_norm_rms_epsilon", 6, struct.pack("<f", 1e-5)),
+        kv("llama.rope.freq_base", 6, struct.pack("<f", 10000)), string("tokenizer.ggml.model", "gpt2"),
+        string("tokenizer.ggml.pre", "gpt-2"), strings("tokenizer.ggml.tokens", ["a", "b", "ab", "<s>"]),
+        strings("tokenizer.ggml.merges", ["a b"]),
+        kv("tokenizer.ggml.token_type", 9, struct.pack("<IQ4i", 5, 4, 1, 1, 1, 3)), u32("tokenizer.ggml.bos_token_id", 3)]
+    shapes = [("token_embd.weight", [d, vocab]), ("output_norm.weight", [d])]
+    shapes += [("blk.0." + n + ".weight", s) for n, s in [
+        ("attn_norm", [d]), ("ffn_norm", [d]), ("attn_q", [d, d]), ("attn_k", [d, d // 2]), ("attn_v", [d, d // 2]),
+        ("attn_output", [d, d]), ("ffn_gate", [d, d]), ("ffn_up", [d, d]), ("ffn_down", [d, d])]]
+    tensors, data = [], b""
+    for name, dims in shapes:
+        kind = kinds.get(name.split(".")[-2], 0 if len(dims) == 1 else 2)
+        elems, size = sizes[kind]
+        count = dims[0] * (dims[1] if len(dims) == 2 else 1)
+        tensors.append((name, dims, kind, len(data)))
+        body = bytes((i * 37 + 11) % 127 for i in range(count // elems * size))
+        data += body + b"\0" * (-len(body) % 32)
+    return metadata, tensors, data
+
+
+def make_gguf():
+    t = "gguf_fuzz"
+    put(t, "empty_model", gguf([], [], b""))
+    m, ts, d = llama()
+    put(t, "llama", gguf(m, ts, d))
+    put(t, "llama_v2", gguf(m, ts, d, version=2))
+    put(t, "llama_mixed", gguf(*llama(kinds={"attn_q": 8, "attn_k": 3, "attn_v": 6, "attn_output": 7, "ffn_gate": 1, "ffn_up": 30})))
+    for kind in (12, 13, 14):
+        put(t, f"k_blocks_{kind}", gguf([string("general.architecture", "llama")], [("token_embd.weight", [256, 2], kind, 0)],
+                                      bytes(i % 251 for i in range(448))))
+    put(t, "sentencepiece", gguf([
+        string("tokenizer.ggml.model", "llama"), strings("tokenizer.ggml.tokens", ["<unk>", "<0x0A>"]),
+        kv("tokenizer.ggml.scores", 9, struct.pack("<IQ2f", 6, 2, 0.0, -1.0)), kv("tokenizer.ggml.add_bos_token", 7, b"\1")], [], b""))
+    put(t, "every_type", gguf([kv(f"k{i}", i, bytes(n)) for i, n in
+                               [(0, 1), (1, 1), (2, 2), (3, 2), (4, 4), (5, 4), (6, 4), (7, 1), (8, 8), (10, 8), (11, 8), (12, 8)]], [], b""))
+    put(t, "huge_tensor_count", gguf([], [], b"", counts=(2**64 - 1, 0)))
+    put(t, "huge_array", gguf([kv("a", 9, struct.pack("<IQ", 8, 2**61))], [], b"\0" * 64))
+    put(t, "nested_array", gguf([kv("a", 9, struct.pack("<IQ", 9, 1))], [], b"\0" * 64))
+    put(t, "past_end", gguf([], [("t", [64], 0, 0)], b"\0" * 32))
+    put(t, "overlap", gguf([], [("t", [16], 0, 0), ("u", [16], 0, 32)], b"\0" * 128))
+    put(t, "huge_dims", gguf([], [("t", [2**32, 2**32], 0, 0)], b"\0" * 32))
+    put(t, "bad_type", gguf([], [("t", [256], 11, 0)], b"\0" * 256))
+    put(t, "bad_alignment", gguf([u32("general.alignment", 3)], [("t", [4], 0, 0)], b"\0" * 32))
+    put(t, "version_1", gguf([], [], b"", version=1))
+
+
+def make_model_config():
+    t = "model_config_fuzz"
+    base = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 512, "hidden_size": 64,
+            "intermediate_size": 172, "num_hidden_layers": 5, "num_attention_heads": 8, "num_key_value_heads": 4,
+            "head_dim": 8, "max_position_embeddings": 512, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0, "rope_scaling": None, "tie_word_embeddings": True, "attention_bias": False,
+            "bos_token_id": 1, "eos_token_id": [1, 2], "pad_token_id": None, "torch_dtype": "float32"}
+    put(t, "llama", json.dumps(base))
+    put(t, "mistral", json.dumps({**base, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": None}))
+    put(t, "llama3", json.dumps({**base, "rope_scaling": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}}))
+    put(t, "rope_parameters", json.dumps({**base, "rope_parameters": {"rope_type": "linear", "factor": 2, "rope_theta": 1e5}}))
+    put(t, "other_architecture", json.dumps({**base, "architectures": ["GPT2LMHeadModel"]}))
+    put(t, "huge_sizes", json.dumps({**base, "hidden_size": 2**63 - 1, "num_hidden_layers": 10**18}))
+    put(t, "wrong_types", json.dumps({**base, "vocab_size": "many", "eos_token_id": [[1]], "rope_theta": True}))
+    put(t, "quantized", json.dumps({**base, "quantization_config": {"quant_method": "gptq"}}))
+    put(t, "cut", json.dumps(base)[:200])
+    put(t, "deep", '{"eos_token_id":' + "[" * 500 + "]" * 500 + "}")
+    put(t, "quant_state", json.dumps({"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [64, 172],
+                                      "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.0123}))
+    put(t, "manifest", json.dumps({
+        "format_version": 1, "name": "m", "parameters": 260032, "source": {"path": "p", "format": "gguf", "bytes": 1},
+        "quantization": {"type": "nf4", "block_size": 64, "double_quant": True}, "weights": {"sha256": "00", "bytes": 5},
+        "bytes": {"embedding": 1, "layers": 2, "head": 3}}))
+
+
+make_safetensors()
+make_gguf()
+make_model_config()
