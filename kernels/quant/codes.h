@@ -17,8 +17,7 @@ const float* Quant4Table(Quant4Type type);
 // twice as many values as for the one below, both signs, and 0 and 1.
 const float* DynamicMap8();
 
-// The code of `x` in [-1, 1] (a weight over its block's absmax). A NaN (0 / 0 of an all-zero block) gives
-// code 0; times an absmax of zero that is zero again.
+// The code of `x` in [-1, 1], a weight over its block's absmax. A NaN gives code 0.
 std::uint8_t Quant4Code(Quant4Type type, float x);
 
 // Quant4Code of n values; faster than one at a time.

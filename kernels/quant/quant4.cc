@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/quant/codes.h"
@@ -31,6 +32,10 @@ absl::Status NotFiniteError(const float* weights, std::int64_t begin, std::int64
                                                  ") is ", weights[i], ": only finite weights can be quantized"));
 }
 
+// What a block's elements are multiplied with. Never infinite, so that zeros among zeros (or among the tiniest
+// numbers) get the code of zero, not that of a NaN.
+float Inverse(float absmax) { return std::min(1.0f / absmax, std::numeric_limits<float>::max()); }
+
 // Replaces the constants by 8-bit codes around their mean.
 void QuantizeAbsmax(Quant4Tensor* tensor) {
   const auto num_blocks = static_cast<std::int64_t>(tensor->absmax.size());
@@ -42,7 +47,7 @@ void QuantizeAbsmax(Quant4Tensor* tensor) {
   for (std::int64_t begin = 0; begin < num_blocks; begin += kNestedBlockSize) {
     const std::int64_t end = std::min<std::int64_t>(num_blocks, begin + kNestedBlockSize);
     const float nested = MaxMagnitude(tensor->absmax.data() + begin, end - begin);
-    const float inverse = 1.0f / nested;
+    const float inverse = Inverse(nested);
     tensor->nested_absmax.push_back(nested);
     for (std::int64_t b = begin; b < end; ++b) tensor->absmax_codes[b] = DynamicMap8Code(tensor->absmax[b] * inverse);
   }
@@ -103,7 +108,7 @@ absl::StatusOr<Quant4Tensor> Quantize4Bit(const float* weights, std::int64_t row
     const float* block = weights + begin;
     const float absmax = MaxMagnitude(block, count);
     if (!std::isfinite(absmax)) return NotFiniteError(weights, begin, begin + count, cols);
-    const float inverse = 1.0f / absmax;
+    const float inverse = Inverse(absmax);
     for (std::int64_t i = 0; i < count; ++i) scaled[i] = block[i] * inverse;
     Quant4Codes(options.type, scaled.data(), count, codes.data());
     codes[count] = 0;  // the low nibble of the last byte if the number of elements is odd

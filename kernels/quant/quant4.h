@@ -1,6 +1,8 @@
 // Blockwise 4-bit quantization on the host: what makes a Quant4View, and the reference of what one means.
-// The result has the bits that bitsandbytes' quantize_4bit gives for the same float32 weights; the mean
-// of the constants (nested_offset) is summed in float64, where theirs depends on the device.
+// The result has the bits that bitsandbytes' quantize_4bit gives for the same float32 weights, with two
+// exceptions: the mean of the constants (nested_offset) is summed in float64, where theirs depends on the
+// device; and in a block of zeros every code is that of zero, as in theirs on CPUs (on GPUs NF4 takes code 0,
+// which double quantization can turn into a small number).
 #ifndef QST_KERNELS_QUANT_QUANT4_H_
 #define QST_KERNELS_QUANT_QUANT4_H_
 
