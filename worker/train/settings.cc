@@ -88,8 +88,4 @@ std::string ResultFingerprint(const TrainSettings& s) {
       s.warmup_ratio, s.weight_decay, s.adam_beta1, s.adam_beta2, s.adam_epsilon, s.clip_norm, s.seed, s.shuffle);
 }
 
-std::int64_t MaxPassTokens(const TrainSettings& settings, std::int64_t max_sequence_tokens) {
-  return std::max({settings.backbone_batch_tokens, settings.micro_batch_tokens, max_sequence_tokens});
-}
-
 }  // namespace qst

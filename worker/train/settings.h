@@ -44,9 +44,6 @@ absl::StatusOr<TrainSettings> ResolveTrainSettings(const v1::JobSpec& spec);
 // The settings that the resulting parameters depend on, as text: equal text, equal result.
 std::string ResultFingerprint(const TrainSettings& settings);
 
-// Tokens of the longest backbone pass that training submits, given the longest sequence.
-std::int64_t MaxPassTokens(const TrainSettings& settings, std::int64_t max_sequence_tokens);
-
 }  // namespace qst
 
 #endif  // QST_WORKER_TRAIN_SETTINGS_H_
