@@ -9,6 +9,8 @@
 #include <new>
 #include <vector>
 
+#include "kernels/cpu/attention_kernels.h"
+
 namespace qst {
 namespace cpu {
 namespace portable {

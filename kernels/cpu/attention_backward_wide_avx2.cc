@@ -1,4 +1,4 @@
-#include "kernels/cpu/attention.h"
+#include "kernels/cpu/attention_kernels.h"
 
 #include <immintrin.h>
 

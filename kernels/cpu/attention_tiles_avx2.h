@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "kernels/cpu/attention.h"
+#include "kernels/cpu/attention_kernels.h"
 
 namespace qst {
 namespace cpu {

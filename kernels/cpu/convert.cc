@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "kernels/cpu/convert_kernels.h"
 #include "kernels/dtype_convert.h"
 #include "proto/support/status_macros.h"
 

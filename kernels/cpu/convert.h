@@ -18,12 +18,6 @@ void ToF32(const Exec& exec, DType dtype, const void* in, std::int64_t n, float*
 // The reverse, rounding to nearest even.
 void FromF32(const Exec& exec, DType dtype, const float* in, std::int64_t n, void* out);
 
-namespace avx2 {
-void BF16ToF32Row(const std::uint16_t* in, std::int64_t n, float* out);
-void F16ToF32Row(const std::uint16_t* in, std::int64_t n, float* out);
-void F32ToBF16Row(const float* in, std::int64_t n, std::uint16_t* out);
-}  // namespace avx2
-
 }  // namespace cpu
 }  // namespace qst
 

@@ -1,4 +1,4 @@
-#include "kernels/cpu/convert.h"
+#include "kernels/cpu/convert_kernels.h"
 
 #include <immintrin.h>
 

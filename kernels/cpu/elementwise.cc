@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/cpu/convert.h"
+#include "kernels/cpu/elementwise_kernels.h"
 #include "kernels/cpu/reduce.h"
 
 namespace qst {

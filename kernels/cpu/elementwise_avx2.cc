@@ -1,4 +1,4 @@
-#include "kernels/cpu/elementwise.h"
+#include "kernels/cpu/elementwise_kernels.h"
 
 #include <immintrin.h>
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "kernels/cpu/loss.h"
+#include "kernels/cpu/loss_kernels.h"
 #include "kernels/device.h"
 
 namespace qst {

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "kernels/cpu/loss_kernels.h"
+
 namespace qst {
 namespace cpu {
 namespace portable {

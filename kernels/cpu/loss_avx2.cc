@@ -1,4 +1,4 @@
-#include "kernels/cpu/loss.h"
+#include "kernels/cpu/loss_kernels.h"
 
 #include <immintrin.h>
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/cpu/convert.h"
+#include "kernels/cpu/norm_kernels.h"
 #include "kernels/cpu/reduce.h"
 
 namespace qst {

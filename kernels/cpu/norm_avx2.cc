@@ -1,4 +1,4 @@
-#include "kernels/cpu/norm.h"
+#include "kernels/cpu/norm_kernels.h"
 
 #include <immintrin.h>
 

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/cpu/optimizer_kernels.h"
+
 namespace qst {
 namespace cpu {
 namespace portable {

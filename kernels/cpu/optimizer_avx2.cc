@@ -1,4 +1,4 @@
-#include "kernels/cpu/optimizer.h"
+#include "kernels/cpu/optimizer_kernels.h"
 
 #include <immintrin.h>
 

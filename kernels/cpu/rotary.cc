@@ -3,6 +3,8 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/cpu/rotary_kernels.h"
+
 namespace qst {
 namespace cpu {
 namespace portable {

@@ -13,14 +13,6 @@ namespace cpu {
 void Rotary(const Exec& exec, const MatrixView& x, std::int64_t num_heads, const std::int32_t* positions,
             const float* inv_freq, bool inverse);
 
-// One head: (a[j], b[j]) becomes (a cos - b sin, b cos + a sin) for j in [0, half).
-namespace portable {
-void RotateHead(const float* cos, const float* sin, std::int64_t half, float* a, float* b);
-}  // namespace portable
-namespace avx2 {
-void RotateHead(const float* cos, const float* sin, std::int64_t half, float* a, float* b);
-}  // namespace avx2
-
 }  // namespace cpu
 }  // namespace qst
 
