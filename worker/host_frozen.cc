@@ -1,0 +1,35 @@
+#include "worker/host_frozen.h"
+
+#include "absl/memory/memory.h"
+#include "proto/support/status_macros.h"
+
+namespace qst {
+
+BackboneDims DimsOf(const ModelConfig& config) {
+  BackboneDims dims;
+  dims.family = config.family == ModelFamily::kLlama ? "llama" : "opt";
+  dims.num_layers = config.num_layers;
+  dims.hidden_size = config.hidden_size;
+  dims.intermediate_size = config.intermediate_size;
+  dims.num_heads = config.num_heads;
+  dims.num_kv_heads = config.num_kv_heads;
+  dims.vocab_size = config.vocab_size;
+  dims.norm_eps = static_cast<float>(config.rms_norm_eps);
+  dims.rope_theta = config.rope_theta;
+  return dims;
+}
+
+absl::StatusOr<std::unique_ptr<FrozenWeights>> FrozenWeights::Load(const StoredModel& model, bool needs_lm_head) {
+  auto weights = absl::WrapUnique(new FrozenWeights);
+  QST_ASSIGN_OR_RETURN(weights->norm_, model.Floats("model.norm.weight"));
+  weights->head_.final_norm = Matrix(const_cast<const float*>(weights->norm_.data()), 1,
+                                     static_cast<std::int64_t>(weights->norm_.size()));
+  weights->head_.norm_eps = static_cast<float>(model.config().rms_norm_eps);
+  if (needs_lm_head) {
+    QST_ASSIGN_OR_RETURN(const ConstMatrixView head, model.Head());
+    weights->head_.lm_head = WeightView::Dense(head);
+  }
+  return weights;
+}
+
+}  // namespace qst

@@ -1,0 +1,133 @@
+#include "worker/host_stage_part.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <atomic>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "proto/support/status_macros.h"
+#include "worker/backbone/stage.h"
+#include "worker/checkpoint/stored_model.h"
+#include "worker/host_link.h"
+#include "worker/stream/stage_runner.h"
+#include "worker/worker_memory.h"
+
+namespace qst {
+namespace {
+
+// After the last pass: for the side network to say goodbye.
+constexpr absl::Duration kGoodbyeTimeout = absl::Seconds(10);
+// States of one layer that are on their way to the side network at a time, about.
+constexpr std::int64_t kStatesUnderWay = 3;
+
+class StagePart : public Part {
+ public:
+  StagePart(const v1::HostPart& command, const PartContext& context)
+      : command_(command),
+        context_(context),
+        id_(HostedPartOf(command)),
+        key_(absl::StrCat(id_.plan_id(), " stage ", id_.stage())),
+        link_(command.plan(), RankOf(command.plan(), command), context) {}
+
+  ~StagePart() override { context_.memory->Remove(key_); }
+
+  void Abort(const absl::Status& reason) override {
+    is_released_ = true;
+    link_.Abort(reason);
+  }
+
+  void Run() override {
+    Report(v1::PART_STATE_LOADING, absl::OkStatus());
+    const absl::Status status = Execute();
+    context_.memory->Remove(key_);
+    if (is_released_) return;
+    if (status.ok() || IsPeerReported(status)) {
+      if (!status.ok()) spdlog::info("job {}: stage {} ends: {}", id_.job_id(), id_.stage(), std::string(status.message()));
+      Report(v1::PART_STATE_RELEASED, absl::OkStatus());
+      return;
+    }
+    spdlog::error("job {}: stage {}: {}", id_.job_id(), id_.stage(), status.ToString());
+    // Peers in this process wait for a rank that will never connect.
+    link_.Abort(status);
+    Report(v1::PART_STATE_FAILED, status);
+  }
+
+ private:
+  absl::Status Execute() {
+    const v1::JobPlan& plan = command_.plan();
+    const v1::PlacedStage& placed = plan.stages(static_cast<int>(command_.stage()));
+    QST_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model, StoredModel::Open(plan.model_path()));
+    model->Prefetch(placed.first_layer(), placed.num_layers());
+    QST_ASSIGN_OR_RETURN(const std::unique_ptr<Stage> stage,
+                         Stage::Create(*model, placed.first_layer(), placed.num_layers(), plan.max_sequence_tokens()));
+    const std::int64_t max_tokens = MaxPassTokens(plan);
+    context_.memory->Set(key_, BudgetBytes(*stage, max_tokens));
+    QST_ASSIGN_OR_RETURN(Transport * transport, link_.Connect());
+    spdlog::info("job {}: stage {} is ready: layers {} to {} of {}", id_.job_id(), id_.stage(), placed.first_layer(),
+                 placed.first_layer() + placed.num_layers() - 1, model->config().num_layers);
+    Report(v1::PART_STATE_READY, absl::OkStatus());
+
+    StageRunnerOptions options;
+    options.num_stages = plan.stages_size();
+    options.num_layers = model->config().num_layers;
+    options.wire_dtype = WireDtypeOf(plan);
+    options.max_pass_tokens = max_tokens;
+    options.max_passes_in_flight = plan.max_passes_in_flight();
+    StageRunner runner(*stage, *transport, context_.ops, options);
+    QST_RETURN_IF_ERROR(runner.Run());
+
+    const StageRunner::Stats& stats = runner.stats();
+    const std::string summary = absl::StrFormat(
+        "stage %d on %s: %d tokens in %d passes, computing %.2f s, sending %.2f s, waiting %.2f s; memory: peak %s of "
+        "budget %s",
+        id_.stage(), context_.worker_id, stats.num_tokens, stats.num_passes,
+        absl::ToDoubleSeconds(stats.forward_time), absl::ToDoubleSeconds(stats.send_time),
+        absl::ToDoubleSeconds(stats.waiting_time), FormatMegabytes(ReadProcessMemory().peak_bytes),
+        FormatMegabytes(context_.memory->total_bytes()));
+    spdlog::info("job {}: {}", id_.job_id(), summary);
+    const absl::Status closed = link_.Close(kGoodbyeTimeout, summary);
+    if (!closed.ok()) spdlog::warn("job {}: stage {}: {}", id_.job_id(), id_.stage(), std::string(closed.message()));
+    return absl::OkStatus();
+  }
+
+  // Weights, activations, and the passes that are on their way: residuals come in ahead, states go out.
+  std::int64_t BudgetBytes(const Stage& stage, std::int64_t max_tokens) const {
+    const v1::JobPlan& plan = command_.plan();
+    const std::int64_t residual = max_tokens * stage.hidden_size() * 4;
+    const std::int64_t states = max_tokens * stage.hidden_size() * DTypeBytes(WireDtypeOf(plan));
+    const bool is_alone = std::all_of(plan.stages().begin(), plan.stages().end(), [&](const v1::PlacedStage& other) {
+                            return other.worker_id() == context_.worker_id;
+                          }) && plan.side_worker_id() == context_.worker_id;
+    // In one process states belong to the side as soon as they are made, and are in its budget.
+    return stage.weight_bytes() + stage.activation_bytes(max_tokens) + plan.max_passes_in_flight() * residual +
+           (is_alone ? 0 : kStatesUnderWay * states);
+  }
+
+  void Report(v1::PartState state, const absl::Status& status) {
+    v1::PartReport report;
+    *report.mutable_part() = id_;
+    report.set_state(state);
+    report.set_code(static_cast<std::int32_t>(status.code()));
+    report.set_message(std::string(status.message()));
+    context_.reports->AddPart(report);
+  }
+
+  const v1::HostPart command_;
+  const PartContext context_;
+  const v1::HostedPart id_;
+  const std::string key_;
+  PartLink link_;
+  std::atomic<bool> is_released_{false};
+};
+
+}  // namespace
+
+std::unique_ptr<Part> MakeStagePart(const v1::HostPart& command, const PartContext& context) {
+  return std::make_unique<StagePart>(command, context);
+}
+
+}  // namespace qst
