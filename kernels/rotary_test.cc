@@ -43,6 +43,31 @@ TEST_P(RotaryTest, MatchesReference) {
   }
 }
 
+TEST_P(RotaryTest, AnglesAreExactInEveryQuadrantAndAtAnySize) {
+  // Turning (1, 0) shows cos and sin themselves.
+  constexpr std::int64_t kRows = 4096;
+  DMatrix x(kRows, 2);
+  Indices positions(kRows);
+  for (std::int64_t i = 0; i < kRows; ++i) {
+    x.at(i, 0) = 1.0;
+    positions[i] = static_cast<std::int32_t>(i - kRows / 2);
+  }
+  for (const float frequency : {0.01f, 0.3f, 1.5707963f, 1000.0f, 7e5f, 3e30f}) {
+    const std::vector<float> inv_freq = {frequency};
+    TestMatrix actual(x);
+    QST_ASSERT_OK(Rotary(Context(), actual, 1, positions.data(), inv_freq.data(), false));
+    const DMatrix result = actual.ToDouble();
+    const DMatrix expected = ReferenceRotary(x, 1, positions, inv_freq, false);
+    for (std::int64_t i = 0; i < kRows; ++i) {
+      for (const std::int64_t j : {0, 1}) {
+        // float32's rounding, and next to a zero of cos or sin that of the float64 angle.
+        EXPECT_NEAR(result.at(i, j), expected.at(i, j), 6e-8 * std::abs(expected.at(i, j)) + 1e-13)
+            << positions[i] << " * " << frequency;
+      }
+    }
+  }
+}
+
 TEST_P(RotaryTest, PositionZeroIsTheIdentity) {
   const DMatrix x = random_.NormalMatrix(1, 16);
   const Indices positions = {0};
