@@ -1,16 +1,17 @@
 // The states of a job and the ways between them.
 //
-//              place                  side network reports
-//   QUEUED ───────────▶ PREPARING ──────────────▶ RUNNING ◀────▶ EVALUATING
-//     ▲  │                │  │  └────────────────────┼───────────────▲ │
-//     │  │                │  │ (evaluation first)    │               │ │
-//     │  │ cancel         │  └───────────┐           │ done          │ │ done
-//     │  ▼                ▼ cancel       ▼ error     ▼               │ ▼
-//     │ CANCELLED ◀──── (any of the three) ────▶ FAILED        SUCCEEDED
-//     │                                             ▲
-//     │  QUEUED also FAILS when its model is gone ──┘
-//     └── PREPARING, RUNNING and EVALUATING return to QUEUED when the coordinator restarted and their workers did
-//         not all come back.
+//                                        +------------------ evaluation ends ----------+
+//            placed                      v                                             |
+//   QUEUED ----------> PREPARING ----> RUNNING ---------- evaluation begins ------> EVALUATING
+//                          |             |                                             ^ |
+//                          |             +---- done ---> SUCCEEDED <----- done --------|-+
+//                          +---------------- evaluation before the first step ---------+
+//
+//   PREPARING, RUNNING, EVALUATING  -> QUEUED      the coordinator restarted and the job's workers did not all come back
+//   QUEUED and the three            -> CANCELLED   on request
+//   QUEUED and the three            -> FAILED      an error, a lost worker, or (QUEUED) what it needs is gone
+//
+// SUCCEEDED, CANCELLED and FAILED are final.
 #ifndef QST_SERVER_JOB_STATE_H_
 #define QST_SERVER_JOB_STATE_H_
 

@@ -41,6 +41,9 @@ absl::Status ModelManager::Recover() {
   std::sort(records.begin(), records.end(), [](const ModelRecord& a, const ModelRecord& b) {
     return (a.pending.has_value() ? a.pending->created_ms() : 0) < (b.pending.has_value() ? b.pending->created_ms() : 0);
   });
+  std::vector<std::string> pending_paths;
+  for (const ModelRecord& record : records) pending_paths.push_back(record.pending_path);
+  RemoveStaleModelFolders(layout_, pending_paths);
   for (const ModelRecord& record : records) {
     if (!IsImporting(record)) continue;
     replacing_[record.name] = record.ready.has_value();

@@ -126,6 +126,9 @@ void Server::Stop(absl::Duration patience) {
   StopServing(patience);
   files_->Stop();
   loop_->Stop();
+  // Closed here, not only by the destructor: what follows may be another coordinator on this store.
+  coordinator_.reset();
+  store_.reset();
   LogInfo("stopped");
 }
 

@@ -110,6 +110,20 @@ absl::Status ReplaceFolder(const std::string& from, const std::string& to) {
   return had_old ? RemoveAll(old) : absl::OkStatus();
 }
 
+void RemoveStaleModelFolders(const StoreLayout& layout, const std::vector<std::string>& keep) {
+  std::error_code error;
+  std::vector<fs::path> stale;
+  for (const auto& entry : fs::directory_iterator(layout.root() + "/models", error)) {
+    // A worker may still write to a folder beside the one it was given ("PATH.tmp"): keep that, too.
+    const std::string path = entry.path().string();
+    const bool is_kept = std::any_of(keep.begin(), keep.end(), [&](const std::string& kept) {
+      return !kept.empty() && absl::StartsWith(path, kept);
+    });
+    if (absl::StartsWith(entry.path().filename().string(), ".") && !is_kept) stale.push_back(entry.path());
+  }
+  for (const fs::path& path : stale) fs::remove_all(path, error);
+}
+
 absl::Status RemoveAll(const std::string& path) {
   std::error_code error;
   fs::remove_all(path, error);

@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -55,6 +56,9 @@ absl::Status SyncFolder(const std::string& folder);
 // Puts folder `from` in the place of folder `to`, which may exist; what was there is removed. Processes that read the
 // old files through mappings keep them.
 absl::Status ReplaceFolder(const std::string& from, const std::string& to);
+
+// Removes what interrupted imports and replacements left under models/, except the folders in `keep`.
+void RemoveStaleModelFolders(const StoreLayout& layout, const std::vector<std::string>& keep);
 
 // Removes a file or folder with all that is in it; OK if it is not there.
 absl::Status RemoveAll(const std::string& path);

@@ -70,6 +70,12 @@ std::vector<v1::HostPart> FakeWorker::AwaitParts(int count) {
 
 void FakeWorker::Report(const v1::WorkerReport& report) { stream_->Write(report); }
 
+void FakeWorker::ReportHeartbeat() {
+  v1::WorkerReport report;
+  report.mutable_heartbeat()->set_resident_bytes(1 << 20);
+  Report(report);
+}
+
 v1::HostedPart FakeWorker::PartOf(const v1::HostPart& host) {
   v1::HostedPart part;
   part.set_job_id(host.plan().job_id());

@@ -40,6 +40,7 @@ class FakeWorker {
   std::vector<v1::HostPart> AwaitParts(int count);
 
   void Report(const v1::WorkerReport& report);
+  void ReportHeartbeat();
   void ReportPart(const v1::HostPart& host, v1::PartState state, absl::StatusCode code = absl::StatusCode::kOk,
                   const std::string& message = "");
   void ReportJob(const v1::HostPart& side, std::uint64_t sequence, const v1::JobReport& what);
