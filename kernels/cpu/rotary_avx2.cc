@@ -76,14 +76,22 @@ void CosSin(std::int32_t position, const float* inv_freq, std::int64_t half, boo
 }
 
 void RotateHead(const float* cos, const float* sin, std::int64_t half, float* a, float* b) {
-  ForVectors(half, [&](std::int64_t j, __m256i mask) __attribute__((always_inline)) {
-    const __m256 c = Load(cos + j, mask);
-    const __m256 s = Load(sin + j, mask);
-    const __m256 first = Load(a + j, mask);
-    const __m256 second = Load(b + j, mask);
-    _mm256_maskstore_ps(a + j, mask, _mm256_fmsub_ps(first, c, _mm256_mul_ps(second, s)));
-    _mm256_maskstore_ps(b + j, mask, _mm256_fmadd_ps(second, c, _mm256_mul_ps(first, s)));
-  });
+  std::int64_t j = 0;
+  for (; j + 8 <= half; j += 8) {
+    const __m256 c = _mm256_loadu_ps(cos + j);
+    const __m256 s = _mm256_loadu_ps(sin + j);
+    const __m256 first = _mm256_loadu_ps(a + j);
+    const __m256 second = _mm256_loadu_ps(b + j);
+    _mm256_storeu_ps(a + j, _mm256_fmsub_ps(first, c, _mm256_mul_ps(second, s)));
+    _mm256_storeu_ps(b + j, _mm256_fmadd_ps(second, c, _mm256_mul_ps(first, s)));
+  }
+  // One by one: masked loads next to masked stores of the neighbouring head would wait for them.
+  for (; j < half; ++j) {
+    const float first = a[j];
+    const float second = b[j];
+    a[j] = __builtin_fmaf(first, cos[j], -(second * sin[j]));
+    b[j] = __builtin_fmaf(second, cos[j], first * sin[j]);
+  }
 }
 
 }  // namespace avx2
