@@ -1,6 +1,7 @@
 #include "kernels/cpu/gemm/gemm.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -117,10 +118,18 @@ class Product {
   void PlanTasks() {
     is_parallel_ = c_.rows * c_.cols * std::max<std::int64_t>(1, depth_) >= kMinParallelWork;
     wanted_tasks_ = is_parallel_ ? threads_.num_threads() * kTasksPerThread : 1;
-    const std::int64_t panel_bytes = kernels_.nr * block_ * 4;
     num_panels_ = CeilDiv(c_.cols, kernels_.nr);
-    panels_per_task_ = std::clamp<std::int64_t>(CeilDiv(num_panels_, wanted_tasks_), 1,
-                                                std::max<std::int64_t>(1, kRightBytes / panel_bytes));
+    const std::int64_t max_panels = std::max<std::int64_t>(1, kRightBytes / (kernels_.nr * block_ * 4));
+    const std::int64_t num_threads = is_parallel_ ? threads_.num_threads() : 1;
+    // The widest tasks among those with which the busiest thread has least to do.
+    std::int64_t least = num_panels_ + 1;
+    for (std::int64_t panels = std::min(max_panels, CeilDiv(num_panels_, wanted_tasks_)); panels >= 1; --panels) {
+      const std::int64_t busiest = CeilDiv(CeilDiv(num_panels_, panels), num_threads) * panels;
+      if (busiest < least) {
+        least = busiest;
+        panels_per_task_ = panels;
+      }
+    }
     col_tasks_ = CeilDiv(num_panels_, panels_per_task_);
   }
 
@@ -140,13 +149,18 @@ class Product {
     const std::int64_t tiles_per_task = CeilDiv(num_tiles, row_tasks);
     const std::int64_t num_tasks = col_tasks_ * row_tasks;
     const std::int64_t left_elems = left.matrix.dtype == DType::kF32 ? 0 : kernels_.mr * block_;
-    threads_.ParallelFor(num_tasks, is_parallel_ ? 1 : num_tasks, [&](std::int64_t begin, std::int64_t end) {
+    // Threads take one task after the other, so that one that is held up holds up nobody else.
+    std::atomic<std::int64_t> next_task{0};
+    const std::int64_t num_workers = is_parallel_ ? std::min<std::int64_t>(threads_.num_threads(), num_tasks) : 1;
+    threads_.ParallelFor(num_workers, 1, [&](std::int64_t, std::int64_t) {
+      std::int64_t i = next_task.fetch_add(1, std::memory_order_relaxed);
+      if (i >= num_tasks) return;
       const Buffer right_buffer(panels_per_task_ * kernels_.nr * block_);
       const Buffer left_buffer(left_elems);
       Task task;
       task.right_buffer = right_buffer.data();
       task.left_buffer = left_buffer.data();
-      for (std::int64_t i = begin; i < end; ++i) {
+      for (; i < num_tasks; i = next_task.fetch_add(1, std::memory_order_relaxed)) {
         task.panel_begin = i / row_tasks * panels_per_task_;
         task.panel_end = std::min(num_panels_, task.panel_begin + panels_per_task_);
         task.row_begin = i % row_tasks * tiles_per_task * kernels_.mr;
@@ -254,7 +268,7 @@ class Product {
   std::int64_t block_;  // elements of k that are multiplied between two passes over C
   bool is_parallel_;
   std::int64_t wanted_tasks_;
-  std::int64_t num_panels_, panels_per_task_, col_tasks_;
+  std::int64_t num_panels_, panels_per_task_ = 1, col_tasks_;
 };
 
 }  // namespace
