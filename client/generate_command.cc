@@ -52,7 +52,10 @@ absl::StatusOr<v1::GenerateRequest> Request(CommandContext& context) {
     if (!prompt.empty() && prompt.back() == '\n') prompt.pop_back();
     request.set_prompt(prompt);
   }
-  if (request.prompt().empty()) return UsageError("the prompt is empty; give it with --prompt or on standard input");
+  // An empty --prompt is a wish: the text then starts from the model's begin-of-text token alone.
+  if (request.prompt().empty() && !args.Has("prompt")) {
+    return UsageError("the prompt is empty; give it with --prompt or on standard input");
+  }
   if (request.prompt().size() > kMaxPromptBytes) {
     return UsageError(absl::StrCat("the prompt is larger than ", kMaxPromptBytes, " bytes"));
   }
