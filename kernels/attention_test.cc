@@ -27,7 +27,7 @@ AttentionShape Shape(std::int64_t num_heads, std::int64_t num_kv_heads, std::int
 
 // Head counts and widths: side network (4, 5, 8), backbone (64), odd ones, one wider than a tile.
 std::vector<AttentionShape> Shapes() {
-  return {Shape(9, 3, 4), Shape(9, 9, 4), Shape(4, 4, 5), Shape(6, 2, 8),   Shape(9, 3, 64), Shape(2, 2, 1),
+  return {Shape(9, 3, 4), Shape(9, 9, 4),  Shape(4, 4, 5),  Shape(6, 2, 8),  Shape(9, 3, 64), Shape(2, 2, 1),
           Shape(4, 1, 7), Shape(2, 1, 16), Shape(3, 3, 17), Shape(8, 1, 40), Shape(1, 1, 100)};
 }
 
@@ -53,8 +53,7 @@ struct Forward {
           const Indices& q_offsets, const Indices& k_offsets, std::int64_t padding = 0)
       : out(q.rows, q.cols, DType::kF32, padding), log_sum_exp(q.rows, shape.num_heads) {
     status = Attention(ctx, shape, TestMatrix(q, DType::kF32, padding), TestMatrix(k, DType::kF32, padding),
-                       TestMatrix(v, DType::kF32, padding), View(q_offsets), View(k_offsets), out,
-                       log_sum_exp.data());
+                       TestMatrix(v, DType::kF32, padding), View(q_offsets), View(k_offsets), out, log_sum_exp.data());
   }
   absl::Status status;
   TestMatrix out;

@@ -99,8 +99,8 @@ TEST_P(ElementwiseTest, GateMixMatchesReference) {
         const DMatrix b = random_.NormalMatrix(size.rows, size.cols);
         const DMatrix mix = random_.NormalMatrix(1, is_shared ? 1 : size.cols);
         TestMatrix out(size.rows, size.cols, DType::kF32, 3);
-        QST_ASSERT_OK(GateMix(Context(), TestMatrix(a, DType::kF32, 1), TestMatrix(b), TestMatrix(mix), apply_sigmoid,
-                              out));
+        QST_ASSERT_OK(
+            GateMix(Context(), TestMatrix(a, DType::kF32, 1), TestMatrix(b), TestMatrix(mix), apply_sigmoid, out));
         EXPECT_TRUE(IsClose(out, ReferenceGateMix(a, b, mix, apply_sigmoid), Tolerance(2)));
         TestMatrix over_a(a);
         QST_ASSERT_OK(GateMix(Context(), over_a, TestMatrix(b), TestMatrix(mix), apply_sigmoid, over_a));
@@ -191,10 +191,10 @@ TEST_P(ElementwiseTest, CastsRoundToNearestEvenAndKeepSpecialValues) {
   TestMatrix bf16(1, 9, DType::kBF16);
   QST_ASSERT_OK(AddInto(Context(), TestMatrix(x), bf16, false));
   const DMatrix actual = bf16.ToDouble();
-  EXPECT_EQ(actual.values[0], 1.0);        // halfway, down to even
-  EXPECT_EQ(actual.values[1], 1.015625);   // halfway, up to even
+  EXPECT_EQ(actual.values[0], 1.0);       // halfway, down to even
+  EXPECT_EQ(actual.values[1], 1.015625);  // halfway, up to even
   EXPECT_EQ(actual.values[2], -1.0);
-  EXPECT_EQ(actual.values[3], inf);        // beyond the largest bf16
+  EXPECT_EQ(actual.values[3], inf);  // beyond the largest bf16
   EXPECT_EQ(actual.values[4], inf);
   EXPECT_EQ(actual.values[5], -inf);
   EXPECT_TRUE(std::isnan(actual.values[6]));

@@ -26,13 +26,13 @@ TEST_P(EmbeddingTest, MatchesReferenceForEveryTableType) {
       const Indices tokens = random_.Indices(20, 11);
       const Indices positions = random_.Indices(20, 6);
       TestMatrix y(20, cols, DType::kF32, 3);
-      QST_ASSERT_OK(EmbeddingLookup(Context(), tokens.data(), 20, TestMatrix(table, dtype, 1), nullptr,
-                                    ConstMatrixView(), y));
+      QST_ASSERT_OK(
+          EmbeddingLookup(Context(), tokens.data(), 20, TestMatrix(table, dtype, 1), nullptr, ConstMatrixView(), y));
       EXPECT_TRUE(IsClose(y, ReferenceEmbeddingLookup(tokens, table, {}, DMatrix()), 0.0));
       QST_ASSERT_OK(EmbeddingLookup(Context(), tokens.data(), 20, TestMatrix(table, dtype, 1), positions.data(),
                                     TestMatrix(positions_table, dtype), y));
-      EXPECT_TRUE(IsClose(y, ReferenceEmbeddingLookup(tokens, table, positions, positions_table),
-                          RoundingError(DType::kF32)));
+      EXPECT_TRUE(
+          IsClose(y, ReferenceEmbeddingLookup(tokens, table, positions, positions_table), RoundingError(DType::kF32)));
     }
   }
 }

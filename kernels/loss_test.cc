@@ -70,8 +70,8 @@ TEST_P(LossTest, ArgmaxIsTheFirstOfEqualLogits) {
 TEST_P(LossTest, ExtremeLogitsGiveTheLimit) {
   const double inf = std::numeric_limits<double>::infinity();
   DMatrix logits(3, 10);
-  logits.at(0, 3) = 3e38;   // takes everything
-  logits.at(1, 3) = -inf;   // excluded
+  logits.at(0, 3) = 3e38;  // takes everything
+  logits.at(1, 3) = -inf;  // excluded
   logits.at(2, 3) = std::nan("");
   const Indices targets = {3, 0, 0};
   TestMatrix in_out(logits);

@@ -138,11 +138,11 @@ TEST_P(NormTest, OutputMayBeTheInput) {
   TestMatrix in_place(x);
   QST_ASSERT_OK(RmsNorm(Context(), in_place, TestMatrix(weight), kEps, in_place, nullptr));
   EXPECT_EQ(in_place.Bits(), apart.Bits());
-  QST_ASSERT_OK(LayerNorm(Context(), TestMatrix(x), TestMatrix(weight), TestMatrix(weight), kEps, apart, nullptr,
-                          nullptr));
+  QST_ASSERT_OK(
+      LayerNorm(Context(), TestMatrix(x), TestMatrix(weight), TestMatrix(weight), kEps, apart, nullptr, nullptr));
   in_place = TestMatrix(x);
-  QST_ASSERT_OK(LayerNorm(Context(), in_place, TestMatrix(weight), TestMatrix(weight), kEps, in_place, nullptr,
-                          nullptr));
+  QST_ASSERT_OK(
+      LayerNorm(Context(), in_place, TestMatrix(weight), TestMatrix(weight), kEps, in_place, nullptr, nullptr));
   EXPECT_EQ(in_place.Bits(), apart.Bits());
 }
 
@@ -167,8 +167,8 @@ TEST_P(NormTest, ThreadsAndOtherRowsChangeNoBit) {
     QST_ASSERT_OK(RmsNorm(ctx, x_in, w, kEps, o.y, o.inv_rms.data()));
     QST_ASSERT_OK(RmsNormBackward(ctx, g, x_in, w, o.inv_rms.data(), o.grad_x, o.grad_weight, false));
     QST_ASSERT_OK(LayerNorm(ctx, x_in, w, w, kEps, o.normed, o.mean.data(), o.inv_std.data()));
-    QST_ASSERT_OK(LayerNormBackward(ctx, g, x_in, w, o.mean.data(), o.inv_std.data(), o.grad_n, o.grad_w, o.grad_b,
-                                    false));
+    QST_ASSERT_OK(
+        LayerNormBackward(ctx, g, x_in, w, o.mean.data(), o.inv_std.data(), o.grad_n, o.grad_w, o.grad_b, false));
     EXPECT_EQ(o.y.Bits(), outputs[0].y.Bits());
     EXPECT_EQ(o.inv_rms.Bits(), outputs[0].inv_rms.Bits());
     EXPECT_EQ(o.grad_x.Bits(), outputs[0].grad_x.Bits());

@@ -14,8 +14,8 @@ absl::Status CheckAttentionShape(absl::string_view op, const AttentionShape& sha
                                                    ": each must be at least 1"));
   }
   if (shape.num_heads % shape.num_kv_heads != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(op, ": num_kv_heads ", shape.num_kv_heads,
-                                                   " does not divide num_heads ", shape.num_heads));
+    return absl::InvalidArgumentError(
+        absl::StrCat(op, ": num_kv_heads ", shape.num_kv_heads, " does not divide num_heads ", shape.num_heads));
   }
   return absl::OkStatus();
 }

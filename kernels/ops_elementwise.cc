@@ -47,8 +47,7 @@ absl::Status ActivateBackward(const OpContext& ctx, Activation activation, const
   return absl::OkStatus();
 }
 
-absl::Status SwiGlu(const OpContext& ctx, const ConstMatrixView& gate, const ConstMatrixView& up,
-                    const MatrixView& y) {
+absl::Status SwiGlu(const OpContext& ctx, const ConstMatrixView& gate, const ConstMatrixView& up, const MatrixView& y) {
   constexpr char kOp[] = "SwiGlu";
   QST_ASSIGN_OR_RETURN(const cpu::Exec exec, CpuExec(kOp, ctx));
   QST_RETURN_IF_ERROR(CheckF32(kOp, "gate", gate));
@@ -144,7 +143,8 @@ absl::Status PoolColumns(const OpContext& ctx, Pooling pooling, const ConstMatri
     return absl::InvalidArgumentError(absl::StrCat(kOp, ": unknown pooling ", static_cast<int>(pooling)));
   }
   if (y.cols > x.cols) {
-    return absl::InvalidArgumentError(absl::StrCat(kOp, ": y has ", y.cols, " columns, more than the ", x.cols, " of x"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(kOp, ": y has ", y.cols, " columns, more than the ", x.cols, " of x"));
   }
   if (!y.empty()) cpu::PoolColumns(exec, pooling, x, y);
   return absl::OkStatus();

@@ -93,8 +93,8 @@ TEST_P(OptimizerTest, AnElementsPlaceChangesNoBit) {
   TestMatrix parts(start), parts_avg(DMatrix(1, 40)), parts_sq(DMatrix(1, 40));
   QST_ASSERT_OK(AdamW(Context(), Params(), 40, whole.data(), grad.data(), whole_avg.data(), whole_sq.data()));
   for (std::int64_t i = 0; i < 40; ++i) {
-    QST_ASSERT_OK(AdamW(Context(), Params(), 1, parts.data() + i, grad.data() + i, parts_avg.data() + i,
-                        parts_sq.data() + i));
+    QST_ASSERT_OK(
+        AdamW(Context(), Params(), 1, parts.data() + i, grad.data() + i, parts_avg.data() + i, parts_sq.data() + i));
   }
   EXPECT_EQ(parts.Bits(), whole.Bits());
 }

@@ -18,7 +18,8 @@ using ::testing::HasSubstr;
 std::vector<float> InverseFrequencies(std::int64_t head_dim, double base) {
   std::vector<float> inv_freq;
   for (std::int64_t j = 0; j < head_dim / 2; ++j) {
-    inv_freq.push_back(static_cast<float>(std::pow(base, -2.0 * static_cast<double>(j) / static_cast<double>(head_dim))));
+    inv_freq.push_back(
+        static_cast<float>(std::pow(base, -2.0 * static_cast<double>(j) / static_cast<double>(head_dim))));
   }
   return inv_freq;
 }

@@ -1,7 +1,6 @@
-#include "kernels/cpu/attention_kernels.h"
-
 #include <immintrin.h>
 
+#include "kernels/cpu/attention_kernels.h"
 #include "kernels/cpu/attention_tiles_avx2.h"
 #include "kernels/cpu/vec_math_avx2.h"
 

@@ -1,7 +1,6 @@
-#include "kernels/cpu/attention_kernels.h"
-
 #include <immintrin.h>
 
+#include "kernels/cpu/attention_kernels.h"
 #include "kernels/cpu/attention_tiles_avx2.h"
 #include "kernels/cpu/vec_math_avx2.h"
 
@@ -29,8 +28,7 @@ struct Buffers {
   float* grad_q;        // [kQueryBlock][head_dim][8]
 };
 
-void TransposeBack(const float* from, std::int64_t stride, std::int64_t n, std::int64_t d, float* to,
-                   std::int64_t ld) {
+void TransposeBack(const float* from, std::int64_t stride, std::int64_t n, std::int64_t d, float* to, std::int64_t ld) {
   for (std::int64_t j = 0; j < n; ++j) {
     for (std::int64_t c = 0; c < d; ++c) to[j * ld + c] = from[c * stride + j];
   }

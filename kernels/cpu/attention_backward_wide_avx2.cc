@@ -1,7 +1,6 @@
-#include "kernels/cpu/attention_kernels.h"
-
 #include <immintrin.h>
 
+#include "kernels/cpu/attention_kernels.h"
 #include "kernels/cpu/attention_tiles_avx2.h"
 #include "kernels/cpu/vec_math_avx2.h"
 
@@ -24,19 +23,19 @@ std::int64_t Min(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
 struct Buffers {
   std::int64_t d;
-  std::int64_t width;   // d rounded up to 16
-  float* q;             // [length][width], scaled
-  float* k;             // [length][width]
-  float* grad_out;      // [length][width]
-  float* grad_q;        // [length][width]
-  float* grad_k;        // [length][width]
-  float* grad_v;        // [length][width]
-  float* keys;          // [d][kKeyBlock], this block's keys transposed
-  float* values;        // [d][kKeyBlock], this block's values transposed
-  float* weights;       // [kKeyBlock queries][kKeyBlock keys], p above
-  float* grad_scores;   // the same, g above
-  float* log_sum_exp;   // [length]
-  float* row_dot;       // [length], grad_out . out
+  std::int64_t width;  // d rounded up to 16
+  float* q;            // [length][width], scaled
+  float* k;            // [length][width]
+  float* grad_out;     // [length][width]
+  float* grad_q;       // [length][width]
+  float* grad_k;       // [length][width]
+  float* grad_v;       // [length][width]
+  float* keys;         // [d][kKeyBlock], this block's keys transposed
+  float* values;       // [d][kKeyBlock], this block's values transposed
+  float* weights;      // [kKeyBlock queries][kKeyBlock keys], p above
+  float* grad_scores;  // the same, g above
+  float* log_sum_exp;  // [length]
+  float* row_dot;      // [length], grad_out . out
 };
 
 // Queries [query, query + num_queries) with keys [key, key + num_keys).

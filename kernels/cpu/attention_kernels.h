@@ -58,10 +58,10 @@ struct AttentionBackwardTask {
 };
 
 // scratch has as many floats as the function beside says, aligned to 32 bytes.
-#define QST_ATTENTION_KERNELS                                                                   \
-  std::int64_t AttentionScratch(std::int64_t num_rows, std::int64_t head_dim);                  \
-  void RunAttention(const AttentionTask& task, float* scratch);                                 \
-  std::int64_t AttentionBackwardScratch(std::int64_t length, std::int64_t head_dim);            \
+#define QST_ATTENTION_KERNELS                                                        \
+  std::int64_t AttentionScratch(std::int64_t num_rows, std::int64_t head_dim);       \
+  void RunAttention(const AttentionTask& task, float* scratch);                      \
+  std::int64_t AttentionBackwardScratch(std::int64_t length, std::int64_t head_dim); \
   void RunAttentionBackward(const AttentionBackwardTask& task, float* scratch);
 
 namespace portable {

@@ -1,15 +1,13 @@
-#include "kernels/cpu/convert_kernels.h"
-
 #include <immintrin.h>
+
+#include "kernels/cpu/convert_kernels.h"
 
 namespace qst {
 namespace cpu {
 namespace avx2 {
 namespace {
 
-__m256 WidenBF16(__m128i values) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(values), 16));
-}
+__m256 WidenBF16(__m128i values) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(values), 16)); }
 
 // Eight values rounded to nearest even; NaNs keep their top bits and become quiet.
 __m128i NarrowToBF16(__m256 values) {

@@ -133,8 +133,8 @@ void Activate(const Exec& exec, Activation activation, const ConstMatrixView& x,
   });
 }
 
-void ActivateBackward(const Exec& exec, Activation activation, const ConstMatrixView& grad_y,
-                      const ConstMatrixView& x, const MatrixView& grad_x) {
+void ActivateBackward(const Exec& exec, Activation activation, const ConstMatrixView& grad_y, const ConstMatrixView& x,
+                      const MatrixView& grad_x) {
   void (*row)(const float*, const float*, std::int64_t, float*) = nullptr;
   std::int64_t cost = 1;
   switch (activation) {
@@ -188,8 +188,8 @@ void GateMix(const Exec& exec, const ConstMatrixView& a, const ConstMatrixView& 
 }
 
 void GateMixBackward(const Exec& exec, const ConstMatrixView& grad_out, const ConstMatrixView& a,
-                     const ConstMatrixView& b, const ConstMatrixView& mix, bool apply_sigmoid,
-                     const MatrixView& grad_a, const MatrixView& grad_b, const MatrixView& grad_mix) {
+                     const ConstMatrixView& b, const ConstMatrixView& mix, bool apply_sigmoid, const MatrixView& grad_a,
+                     const MatrixView& grad_b, const MatrixView& grad_mix) {
   const auto row = exec.use_avx2 ? &avx2::GateMixBackwardRow : &portable::GateMixBackwardRow;
   const std::int64_t cols = grad_out.cols;
   const std::vector<float> m = MixOfColumns(mix, apply_sigmoid, cols);

@@ -38,8 +38,8 @@ void ScaleRow(float factor, std::int64_t n, float* x) {
 }  // namespace portable
 
 // loss = log(sum exp(x - max)) - (x[target] - max);  grad = scale * (exp(x - max) / sum - [i == target]).
-void CrossEntropy(const Exec& exec, const MatrixView& logits, const std::int32_t* targets, float scale,
-                  bool want_grad, float* losses, std::int32_t* argmax) {
+void CrossEntropy(const Exec& exec, const MatrixView& logits, const std::int32_t* targets, float scale, bool want_grad,
+                  float* losses, std::int32_t* argmax) {
   const auto max_of_row = exec.use_avx2 ? &avx2::MaxOfRow : &portable::MaxOfRow;
   const auto first_index_of = exec.use_avx2 ? &avx2::FirstIndexOf : &portable::FirstIndexOf;
   const auto sum_of_exp = exec.use_avx2 ? &avx2::SumOfExp : &portable::SumOfExp;

@@ -11,8 +11,8 @@ namespace qst {
 namespace cpu {
 
 // argmax may be null.
-void CrossEntropy(const Exec& exec, const MatrixView& logits, const std::int32_t* targets, float scale,
-                  bool want_grad, float* losses, std::int32_t* argmax);
+void CrossEntropy(const Exec& exec, const MatrixView& logits, const std::int32_t* targets, float scale, bool want_grad,
+                  float* losses, std::int32_t* argmax);
 
 }  // namespace cpu
 }  // namespace qst

@@ -1,7 +1,6 @@
-#include "kernels/cpu/loss_kernels.h"
-
 #include <immintrin.h>
 
+#include "kernels/cpu/loss_kernels.h"
 #include "kernels/cpu/vec_math_avx2.h"
 
 namespace qst {
@@ -86,9 +85,10 @@ double SumOfExp(float* x, std::int64_t n, float max, bool keep) {
 
 void ScaleRow(float factor, std::int64_t n, float* x) {
   const __m256 factors = _mm256_set1_ps(factor);
-  ForVectors(n, [&](std::int64_t i, __m256i mask) __attribute__((always_inline)) {
-    _mm256_maskstore_ps(x + i, mask, _mm256_mul_ps(Load(x + i, mask), factors));
-  });
+  ForVectors(
+      n, [&](std::int64_t i, __m256i mask) __attribute__((always_inline)) {
+        _mm256_maskstore_ps(x + i, mask, _mm256_mul_ps(Load(x + i, mask), factors));
+      });
 }
 
 }  // namespace avx2

@@ -9,12 +9,12 @@ namespace qst {
 namespace cpu {
 
 // n >= 1 values of one row, in two instruction sets.
-#define QST_LOSS_ROW_KERNELS                                                                               \
-  float MaxOfRow(const float* x, std::int64_t n);                                                          \
-  /* The first index with x[i] == value, or 0 if there is none (NaN). */                                   \
-  std::int64_t FirstIndexOf(float value, const float* x, std::int64_t n);                                  \
-  /* Sum of exp(x - max). If `keep`, x receives the summands. */                                           \
-  double SumOfExp(float* x, std::int64_t n, float max, bool keep);                                         \
+#define QST_LOSS_ROW_KERNELS                                              \
+  float MaxOfRow(const float* x, std::int64_t n);                         \
+  /* The first index with x[i] == value, or 0 if there is none (NaN). */  \
+  std::int64_t FirstIndexOf(float value, const float* x, std::int64_t n); \
+  /* Sum of exp(x - max). If `keep`, x receives the summands. */          \
+  double SumOfExp(float* x, std::int64_t n, float max, bool keep);        \
   void ScaleRow(float factor, std::int64_t n, float* x);
 
 namespace portable {

@@ -29,8 +29,8 @@ double SumOfSquaresRange(const float* x, std::int64_t n) {
 
 }  // namespace portable
 
-void AdamW(const Exec& exec, const AdamWParams& params, std::int64_t n, float* param, const float* grad,
-           float* exp_avg, float* exp_avg_sq) {
+void AdamW(const Exec& exec, const AdamWParams& params, std::int64_t n, float* param, const float* grad, float* exp_avg,
+           float* exp_avg_sq) {
   const double step = static_cast<double>(params.step);
   const double beta1 = static_cast<double>(params.beta1);
   const double beta2 = static_cast<double>(params.beta2);

@@ -10,8 +10,8 @@
 namespace qst {
 namespace cpu {
 
-void AdamW(const Exec& exec, const AdamWParams& params, std::int64_t n, float* param, const float* grad,
-           float* exp_avg, float* exp_avg_sq);
+void AdamW(const Exec& exec, const AdamWParams& params, std::int64_t n, float* param, const float* grad, float* exp_avg,
+           float* exp_avg_sq);
 double SumOfSquares(const Exec& exec, const float* x, std::int64_t n);
 
 }  // namespace cpu

@@ -23,9 +23,9 @@ struct AdamWFactors {
 };
 
 // A range of elements, in two instruction sets.
-#define QST_OPTIMIZER_KERNELS                                                                              \
+#define QST_OPTIMIZER_KERNELS                                                                             \
   void AdamWRange(const AdamWFactors& f, std::int64_t n, float* param, const float* grad, float* exp_avg, \
-                  float* exp_avg_sq);                                                                      \
+                  float* exp_avg_sq);                                                                     \
   double SumOfSquaresRange(const float* x, std::int64_t n);
 
 namespace portable {

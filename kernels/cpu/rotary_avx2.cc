@@ -1,7 +1,6 @@
-#include "kernels/cpu/rotary_kernels.h"
-
 #include <immintrin.h>
 
+#include "kernels/cpu/rotary_kernels.h"
 #include "kernels/cpu/vec_math_avx2.h"
 
 namespace qst {

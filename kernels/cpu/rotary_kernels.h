@@ -11,9 +11,8 @@ namespace cpu {
 // cos[j] and sin[j] of the angle position * inv_freq[j] (float64), rounded to float32; sin negated if
 // `inverse`. j in [0, half).
 // RotateHead: (a[j], b[j]) becomes (a cos - b sin, b cos + a sin).
-#define QST_ROTARY_KERNELS                                                                                \
-  void CosSin(std::int32_t position, const float* inv_freq, std::int64_t half, bool inverse, float* cos, \
-              float* sin);                                                                                \
+#define QST_ROTARY_KERNELS                                                                                            \
+  void CosSin(std::int32_t position, const float* inv_freq, std::int64_t half, bool inverse, float* cos, float* sin); \
   void RotateHead(const float* cos, const float* sin, std::int64_t half, float* a, float* b);
 
 namespace portable {

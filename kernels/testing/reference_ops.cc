@@ -337,9 +337,8 @@ void ReferenceAdamW(const AdamWParams& params, const DMatrix& grad, DMatrix* par
     v = beta2 * v + (1.0 - beta2) * g * g;
     const double m_hat = m / (1.0 - std::pow(beta1, static_cast<double>(params.step)));
     const double v_hat = v / (1.0 - std::pow(beta2, static_cast<double>(params.step)));
-    p -= static_cast<double>(params.learning_rate) *
-         (m_hat / (std::sqrt(v_hat) + static_cast<double>(params.epsilon)) +
-          static_cast<double>(params.weight_decay) * p);
+    p -= static_cast<double>(params.learning_rate) * (m_hat / (std::sqrt(v_hat) + static_cast<double>(params.epsilon)) +
+                                                      static_cast<double>(params.weight_decay) * p);
   }
 }
 

@@ -33,12 +33,12 @@ TEST(ReferenceOpsTest, LayerNormBackwardMatchesFiniteDifferences) {
   const auto loss = [&](const DMatrix& a, const DMatrix& w, const DMatrix& b) {
     return WeightedSum(grad_y, ReferenceLayerNorm(a, w, b, kEps));
   };
-  EXPECT_TRUE(IsClose(grads.x, NumericalGradient([&](const DMatrix& m) { return loss(m, weight, bias); }, x),
-                      kTolerance));
-  EXPECT_TRUE(IsClose(grads.weight, NumericalGradient([&](const DMatrix& m) { return loss(x, m, bias); }, weight),
-                      kTolerance));
-  EXPECT_TRUE(IsClose(grads.bias, NumericalGradient([&](const DMatrix& m) { return loss(x, weight, m); }, bias),
-                      kTolerance));
+  EXPECT_TRUE(
+      IsClose(grads.x, NumericalGradient([&](const DMatrix& m) { return loss(m, weight, bias); }, x), kTolerance));
+  EXPECT_TRUE(
+      IsClose(grads.weight, NumericalGradient([&](const DMatrix& m) { return loss(x, m, bias); }, weight), kTolerance));
+  EXPECT_TRUE(
+      IsClose(grads.bias, NumericalGradient([&](const DMatrix& m) { return loss(x, weight, m); }, bias), kTolerance));
   const NormGrads plain = ReferenceLayerNormBackward(grad_y, x, DMatrix(), kEps);
   const auto by_x = [&](const DMatrix& m) { return loss(m, DMatrix(), DMatrix()); };
   EXPECT_TRUE(IsClose(plain.x, NumericalGradient(by_x, x), kTolerance));
@@ -77,8 +77,7 @@ TEST(ReferenceOpsTest, ActivationSlopesMatchFiniteDifferences) {
   Random random(5);
   const DMatrix x = random.NormalMatrix(3, 9, 2.0);
   const DMatrix grad_y = random.NormalMatrix(3, 9);
-  for (const Activation activation :
-       {Activation::kIdentity, Activation::kRelu, Activation::kSilu, Activation::kGelu}) {
+  for (const Activation activation : {Activation::kIdentity, Activation::kRelu, Activation::kSilu, Activation::kGelu}) {
     const auto by_x = [&](const DMatrix& m) { return WeightedSum(grad_y, ReferenceActivate(activation, m)); };
     EXPECT_TRUE(IsClose(ReferenceActivateBackward(activation, grad_y, x), NumericalGradient(by_x, x), kTolerance))
         << static_cast<int>(activation);
@@ -109,8 +108,10 @@ TEST(ReferenceOpsTest, GateMixBackwardMatchesFiniteDifferences) {
       const auto loss = [&](const DMatrix& x, const DMatrix& y, const DMatrix& m) {
         return WeightedSum(grad_out, ReferenceGateMix(x, y, m, apply_sigmoid));
       };
-      EXPECT_TRUE(IsClose(grads.a, NumericalGradient([&](const DMatrix& m) { return loss(m, b, mix); }, a), kTolerance));
-      EXPECT_TRUE(IsClose(grads.b, NumericalGradient([&](const DMatrix& m) { return loss(a, m, mix); }, b), kTolerance));
+      EXPECT_TRUE(
+          IsClose(grads.a, NumericalGradient([&](const DMatrix& m) { return loss(m, b, mix); }, a), kTolerance));
+      EXPECT_TRUE(
+          IsClose(grads.b, NumericalGradient([&](const DMatrix& m) { return loss(a, m, mix); }, b), kTolerance));
       EXPECT_TRUE(
           IsClose(grads.mix, NumericalGradient([&](const DMatrix& m) { return loss(a, b, m); }, mix), kTolerance));
     }
@@ -127,7 +128,8 @@ TEST(ReferenceOpsTest, CrossEntropyGradientMatchesFiniteDifferences) {
     for (const double value : ReferenceCrossEntropy(m, targets, 1.0).losses.values) sum += value;
     return kScale * sum;
   };
-  EXPECT_TRUE(IsClose(ReferenceCrossEntropy(logits, targets, kScale).grad, NumericalGradient(loss, logits), kTolerance));
+  EXPECT_TRUE(
+      IsClose(ReferenceCrossEntropy(logits, targets, kScale).grad, NumericalGradient(loss, logits), kTolerance));
 }
 
 }  // namespace

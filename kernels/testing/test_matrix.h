@@ -29,8 +29,8 @@ class Random {
   explicit Random(std::uint64_t seed) : state_(seed) {}
   std::uint64_t Next();
   double Uniform(double low, double high);
-  double Normal();                                     // about: a sum of twelve uniform numbers
-  std::int64_t Below(std::int64_t limit);              // in [0, limit)
+  double Normal();                         // about: a sum of twelve uniform numbers
+  std::int64_t Below(std::int64_t limit);  // in [0, limit)
   DMatrix NormalMatrix(std::int64_t rows, std::int64_t cols, double scale = 1.0);
   std::vector<std::int32_t> Indices(std::int64_t n, std::int64_t limit);
 
@@ -49,8 +49,8 @@ class TestMatrix {
 
   MatrixView view();
   ConstMatrixView view() const;
-  operator MatrixView() { return view(); }              // NOLINT: stands for its view in op calls.
-  operator ConstMatrixView() const { return view(); }   // NOLINT
+  operator MatrixView() { return view(); }             // NOLINT: stands for its view in op calls.
+  operator ConstMatrixView() const { return view(); }  // NOLINT
   float* data() { return view().row<float>(0); }
 
   std::int64_t rows() const { return rows_; }

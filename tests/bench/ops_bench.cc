@@ -82,9 +82,8 @@ void BM_AttentionBackward(benchmark::State& state) {
   runner.Check(state, Attention(runner.ctx, x.shape, x.Q(x.q), x.K(x.k), x.K(x.v), x.View(), x.View(), x.Q(x.out),
                                 x.log_sum_exp.data()));
   for (auto _ : state) {
-    runner.Check(state,
-                 AttentionBackward(runner.ctx, x.shape, x.Q(grad_out), x.Q(x.q), x.K(x.k), x.K(x.v), x.Q(x.out),
-                                   x.log_sum_exp.data(), x.View(), x.Q(grad_q), x.K(grad_k), x.K(grad_v)));
+    runner.Check(state, AttentionBackward(runner.ctx, x.shape, x.Q(grad_out), x.Q(x.q), x.K(x.k), x.K(x.v), x.Q(x.out),
+                                          x.log_sum_exp.data(), x.View(), x.Q(grad_q), x.K(grad_k), x.K(grad_v)));
   }
   state.SetItemsProcessed(state.iterations() * x.pairs);
 }
