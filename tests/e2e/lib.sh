@@ -68,13 +68,14 @@ is_state() { [[ "$(state_of "$1")" == "$2" ]]; }
 # The losses of a job's training lines, with all their digits.
 losses() { grep -o '"loss":[^,}]*' "$store/jobs/$1/results/metrics.jsonl"; }
 
-# expect_fail STATUS PATTERN COMMAND...: exactly this exit status, one line on stderr that matches, no crash.
+# expect_fail STATUS PATTERN COMMAND...: exactly this exit status; stderr ends with the one error line, which matches
+# (progress, such as "uploaded ...", may come before it).
 expect_fail() {
   local want=$1 pattern=$2 status=0; shift 2
   "$@" >"$work/out" 2>"$work/err" || status=$?
   [[ $status -eq $want ]] || fail "'$*' exited with $status, not $want: $(cat "$work/err")"
-  grep -qE "$pattern" "$work/err" || fail "'$*' said '$(cat "$work/err")', which does not match '$pattern'"
-  [[ $(wc -l <"$work/err") -le 1 ]] || fail "'$*' printed more than one line: $(cat "$work/err")"
+  tail -n 1 "$work/err" | grep -E '^qst' | grep -qE -- "$pattern" || fail "'$*' said '$(cat "$work/err")', which does not match '$pattern'"
+  [[ $(grep -c '^qst' "$work/err") -eq 1 ]] || fail "'$*' printed more than one error: $(cat "$work/err")"
 }
 
 # A classification data set of $1 lines in which the label follows from the text.

@@ -14,7 +14,7 @@ up 4
 qst model import "$model" --name stories --quantization none
 expected=$(sed -n 's/^ "text": "\(.*\)",$/\1/p' "$model/greedy_reference.json")
 for stages in 2 3; do
-  text=$(qst generate --model stories --prompt "" --max-new-tokens 199 --stages $stages --workers $((stages + 1)))
+  text=$(qst generate --model stories --prompt "" --max-new-tokens 200 --stages $stages --workers $((stages + 1)))
   json=$(printf '%s' "$text" | sed 's/"/\\"/g' | awk '{ printf "%s%s", sep, $0; sep = "\\n" }')
   [[ "$json" == "$expected" ]] || fail "greedy text on $stages stages: '$json', expected '$expected'"
   echo "greedy text on $stages stages equals the reference"
