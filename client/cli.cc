@@ -41,8 +41,8 @@ std::string GeneralHelp(const std::vector<Command>& commands) {
       "Usage: qst [flags] COMMAND [arguments]\n\nCommands:\n";
   std::vector<std::vector<std::string>> rows;
   for (const Command& command : commands) {
-    rows.push_back({absl::StrCat("  ", command.name, command.arguments.empty() ? "" : " ", command.arguments),
-                    command.summary});
+    rows.push_back(
+        {absl::StrCat("  ", command.name, command.arguments.empty() ? "" : " ", command.arguments), command.summary});
   }
   absl::StrAppend(&help, FormatTable(rows), "\nFlags of every command:\n", FlagHelp(GlobalFlags()),
                   "\nExit status: 0 done, 1 failed, 2 wrong usage, 3 coordinator unreachable.\n"
@@ -52,9 +52,9 @@ std::string GeneralHelp(const std::vector<Command>& commands) {
 }
 
 std::string CommandHelp(const Command& command) {
-  std::string help = absl::StrCat(command.summary, "\n\nUsage: qst ", command.name,
-                                  command.flags.empty() ? "" : " [flags]", command.arguments.empty() ? "" : " ",
-                                  command.arguments, "\n");
+  std::string help =
+      absl::StrCat(command.summary, "\n\nUsage: qst ", command.name, command.flags.empty() ? "" : " [flags]",
+                   command.arguments.empty() ? "" : " ", command.arguments, "\n");
   if (!command.details.empty()) absl::StrAppend(&help, "\n", command.details, "\n");
   if (!command.flags.empty()) absl::StrAppend(&help, "\nFlags:\n", FlagHelp(command.flags));
   absl::StrAppend(&help, "\nFlags of every command:\n", FlagHelp(GlobalFlags()), "\nExample:\n");
@@ -182,12 +182,12 @@ class Cli {
     }
     if (!args.ok()) return WithHint(args.status(), command);
     if (args->positional.size() < command.min_arguments) {
-      return UsageError(absl::StrCat("missing ", command.arguments, "; usage: qst ", command.name, " ",
-                                     command.arguments));
+      return UsageError(
+          absl::StrCat("missing ", command.arguments, "; usage: qst ", command.name, " ", command.arguments));
     }
     if (args->positional.size() > command.max_arguments) {
-      return UsageError(absl::StrCat("unexpected argument '", args->positional[command.max_arguments],
-                                     "'; see `qst ", command.name, " --help`"));
+      return UsageError(absl::StrCat("unexpected argument '", args->positional[command.max_arguments], "'; see `qst ",
+                                     command.name, " --help`"));
     }
     if (args->Duration("timeout") <= absl::ZeroDuration()) return UsageError("--timeout: more than 0");
     QST_ASSIGN_OR_RETURN(const std::string address, CoordinatorAddress(*args, env_));
@@ -212,8 +212,8 @@ class Cli {
 
 std::vector<Command> AllCommands() {
   std::vector<Command> all;
-  for (auto* group : {&ClusterCommands, &ModelCommands, &DatasetCommands, &SubmitCommands, &JobCommands,
-                      &PullCommands, &GenerateCommands}) {
+  for (auto* group : {&ClusterCommands, &ModelCommands, &DatasetCommands, &SubmitCommands, &JobCommands, &PullCommands,
+                      &GenerateCommands}) {
     std::vector<Command> commands = group();
     std::move(commands.begin(), commands.end(), std::back_inserter(all));
   }

@@ -462,8 +462,8 @@ TEST_F(CliTest, WorkersAreListed) {
     worker.add_parts("side network");
     return std::vector<v1::Worker>{worker};
   });
-  EXPECT_THAT(Run({"workers"}).out, AllOf(HasSubstr("w0"), HasSubstr("BUSY"), HasSubstr("3.0 MiB"),
-                                          HasSubstr("stage 0, side network")));
+  EXPECT_THAT(Run({"workers"}).out,
+              AllOf(HasSubstr("w0"), HasSubstr("BUSY"), HasSubstr("3.0 MiB"), HasSubstr("stage 0, side network")));
   EXPECT_EQ(Json::parse(Run({"--json", "workers"}).out)["workers"][0]["state"], "BUSY");
 }
 

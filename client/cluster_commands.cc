@@ -20,8 +20,8 @@ namespace qst {
 namespace {
 
 FlagSpec StoreFlag() {
-  return {"store", 0, FlagKind::kString, "DIR", "",
-          "folder of jobs, models and data sets (default: the one used last, else ~/.local/share/qst)"};
+  return {"store", 0,  FlagKind::kString,
+          "DIR",   "", "folder of jobs, models and data sets (default: the one used last, else ~/.local/share/qst)"};
 }
 
 absl::StatusOr<std::string> StorePath(const CommandContext& context) {
@@ -61,8 +61,7 @@ absl::Status StayInForeground(CommandContext& context, const UpResult& up) {
   const auto say = [&](const std::string& line) { context.env.err << line << std::endl; };
   QST_RETURN_IF_ERROR(BringDown(up.state.store, absl::Seconds(15), say).status());
   if (ended.empty()) return absl::OkStatus();
-  return absl::UnknownError(
-      absl::StrCat(ended, " ended; stopped the others; see ", up.state.Find(ended)->log_path));
+  return absl::UnknownError(absl::StrCat(ended, " ended; stopped the others; see ", up.state.Find(ended)->log_path));
 }
 
 absl::Status RunUp(CommandContext& context) {
@@ -83,8 +82,8 @@ absl::Status RunUp(CommandContext& context) {
   QST_ASSIGN_OR_RETURN(const UpResult up, BringUp(options, say));
   const absl::Status remembered = SetCurrentStore(context.env.getenv, up.state.store);
   if (!remembered.ok()) {
-    say(absl::StrCat("cannot remember this cluster (", remembered.message(), "); use --coordinator=",
-                     up.state.address));
+    say(absl::StrCat("cannot remember this cluster (", remembered.message(),
+                     "); use --coordinator=", up.state.address));
   }
   if (context.json) {
     context.env.out << JsonLine(UpJson(up)) << std::endl;

@@ -157,7 +157,7 @@ struct CoordinatorClient::Impl {
 
   template <typename Request, typename Response>
   absl::StatusOr<Response> Unary(grpc::Status (v1::Coordinator::Stub::*method)(grpc::ClientContext*, const Request&,
-                                                                              Response*),
+                                                                               Response*),
                                  const Request& request) {
     grpc::ClientContext context;
     context.set_deadline(Deadline(options.timeout));
@@ -211,8 +211,8 @@ struct CoordinatorClient::Impl {
         }
       }
       if (absl::Now() - lost_at > options.reconnect_for) {
-        return UnreachableError(this->options.address, absl::StrCat("tried for ",
-                                                                    absl::FormatDuration(options.reconnect_for)));
+        return UnreachableError(this->options.address,
+                                absl::StrCat("tried for ", absl::FormatDuration(options.reconnect_for)));
       }
       if (canceller->Sleep(absl::Milliseconds(300))) return absl::CancelledError("stopped");
     }

@@ -89,9 +89,8 @@ class CoordinatorClient {
                                        absl::FunctionRef<void(const v1::Model&)> on_change);
 
   // Sends what `next_piece` gives until it gives an empty piece; its error ends the call.
-  absl::StatusOr<v1::UploadDatasetResponse> UploadDataset(
-      const v1::UploadDatasetHeader& header, uint64_t size_bytes,
-      absl::FunctionRef<absl::StatusOr<std::string>()> next_piece);
+  absl::StatusOr<v1::UploadDatasetResponse> UploadDataset(const v1::UploadDatasetHeader& header, uint64_t size_bytes,
+                                                          absl::FunctionRef<absl::StatusOr<std::string>()> next_piece);
 
   // Passes every message; an error of `on_piece` ends the call and is returned.
   absl::Status DownloadResults(const std::string& job_id,

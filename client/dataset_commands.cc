@@ -18,11 +18,10 @@ absl::Status RunAdd(CommandContext& context) {
   const std::string& path = context.args.positional[0];
   QST_ASSIGN_OR_RETURN(const FileDigest digest, DigestFile(path));
   LiveLine live(context.env.out, context.env.is_terminal && !context.json);
-  const auto response =
-      UploadFile(context.client, path, context.args.String("name"), digest, [&](uint64_t sent) {
-        live.Refresh(absl::StrCat("uploading ", ProgressBar(static_cast<double>(sent) / digest.size_bytes, 24), " ",
-                                  FormatBytes(sent), " / ", FormatBytes(digest.size_bytes)));
-      });
+  const auto response = UploadFile(context.client, path, context.args.String("name"), digest, [&](uint64_t sent) {
+    live.Refresh(absl::StrCat("uploading ", ProgressBar(static_cast<double>(sent) / digest.size_bytes, 24), " ",
+                              FormatBytes(sent), " / ", FormatBytes(digest.size_bytes)));
+  });
   live.Clear();
   QST_RETURN_IF_ERROR(response.status());
   if (context.json) {
@@ -49,8 +48,7 @@ absl::Status RunList(CommandContext& context) {
   std::vector<std::vector<std::string>> rows = {{"ID", "NAME", "FILE", "SIZE", "CREATED"}};
   for (const v1::Dataset& dataset : response.datasets()) {
     rows.push_back({dataset.id().substr(0, 16), dataset.name().empty() ? "-" : dataset.name(),
-                    OneLine(dataset.file_name()), FormatBytes(dataset.size_bytes()),
-                    FormatTime(dataset.created_ms())});
+                    OneLine(dataset.file_name()), FormatBytes(dataset.size_bytes()), FormatTime(dataset.created_ms())});
   }
   context.env.out << FormatTable(rows, {3});
   return absl::OkStatus();

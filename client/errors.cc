@@ -22,11 +22,11 @@ absl::Status UsageError(absl::string_view message) {
 }
 
 absl::Status UnreachableError(absl::string_view address, absl::string_view cause) {
-  return Tagged(absl::StatusCode::kUnavailable,
-                absl::StrCat("no coordinator answers at ", address, cause.empty() ? "" : " (", cause,
-                             cause.empty() ? "" : ")",
-                             "; start one with `qst up`, or name it with --coordinator=HOST:PORT"),
-                kUnreachable);
+  return Tagged(
+      absl::StatusCode::kUnavailable,
+      absl::StrCat("no coordinator answers at ", address, cause.empty() ? "" : " (", cause, cause.empty() ? "" : ")",
+                   "; start one with `qst up`, or name it with --coordinator=HOST:PORT"),
+      kUnreachable);
 }
 
 bool IsUsageError(const absl::Status& status) { return status.GetPayload(kUsage).has_value(); }

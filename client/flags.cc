@@ -16,12 +16,17 @@ namespace {
 
 const char* KindWords(FlagKind kind) {
   switch (kind) {
-    case FlagKind::kBool: return "true or false";
-    case FlagKind::kUint: return "a whole number, 0 or more";
-    case FlagKind::kDouble: return "a number";
-    case FlagKind::kDuration: return "a time such as 30s or 2m";
+    case FlagKind::kBool:
+      return "true or false";
+    case FlagKind::kUint:
+      return "a whole number, 0 or more";
+    case FlagKind::kDouble:
+      return "a number";
+    case FlagKind::kDuration:
+      return "a time such as 30s or 2m";
     case FlagKind::kString:
-    case FlagKind::kList: return "text";
+    case FlagKind::kList:
+      return "text";
   }
   return "text";
 }
@@ -112,13 +117,20 @@ class FlagParser {
   static bool Store(const std::string& text, Value* value) {
     value->given = true;
     switch (value->kind) {
-      case FlagKind::kBool: return absl::SimpleAtob(text, &value->bool_value);
-      case FlagKind::kUint: return absl::SimpleAtoi(text, &value->uint_value);
+      case FlagKind::kBool:
+        return absl::SimpleAtob(text, &value->bool_value);
+      case FlagKind::kUint:
+        return absl::SimpleAtoi(text, &value->uint_value);
       case FlagKind::kDouble:
         return absl::SimpleAtod(text, &value->double_value) && std::isfinite(value->double_value);
-      case FlagKind::kDuration: return ParseDurationText(text, &value->duration_value);
-      case FlagKind::kString: value->string_value = text; return true;
-      case FlagKind::kList: value->list_value.push_back(text); return true;
+      case FlagKind::kDuration:
+        return ParseDurationText(text, &value->duration_value);
+      case FlagKind::kString:
+        value->string_value = text;
+        return true;
+      case FlagKind::kList:
+        value->list_value.push_back(text);
+        return true;
     }
     return false;
   }
@@ -169,8 +181,7 @@ absl::StatusOr<ParsedArgs> ParseFlags(const std::vector<FlagSpec>& specs, const 
   return FlagParser(specs).Parse(args, nullptr);
 }
 
-absl::StatusOr<ParsedArgs> ParseLeadingFlags(const std::vector<FlagSpec>& specs,
-                                             const std::vector<std::string>& args,
+absl::StatusOr<ParsedArgs> ParseLeadingFlags(const std::vector<FlagSpec>& specs, const std::vector<std::string>& args,
                                              std::vector<std::string>* rest) {
   return FlagParser(specs).Parse(args, rest);
 }

@@ -69,8 +69,7 @@ class ParsedArgs {
 absl::StatusOr<ParsedArgs> ParseFlags(const std::vector<FlagSpec>& specs, const std::vector<std::string>& args);
 
 // Parses leading flags only: stops at the first positional argument, and sets *rest to it and what follows.
-absl::StatusOr<ParsedArgs> ParseLeadingFlags(const std::vector<FlagSpec>& specs,
-                                             const std::vector<std::string>& args,
+absl::StatusOr<ParsedArgs> ParseLeadingFlags(const std::vector<FlagSpec>& specs, const std::vector<std::string>& args,
                                              std::vector<std::string>* rest);
 
 // Aligned lines for --help: "  -o, --output=DIR   where to write (default: .)".

@@ -55,9 +55,7 @@ TEST(FlagsTest, ShortFlagTakesItsValueAttachedOrApart) {
   EXPECT_EQ(ParseFlags(Table(), {"--timeout=1.5"})->Duration("timeout"), absl::Milliseconds(1500));
 }
 
-TEST(FlagsTest, ALoneDashIsPositional) {
-  EXPECT_THAT(ParseFlags(Table(), {"-"})->positional, ElementsAre("-"));
-}
+TEST(FlagsTest, ALoneDashIsPositional) { EXPECT_THAT(ParseFlags(Table(), {"-"})->positional, ElementsAre("-")); }
 
 TEST(FlagsTest, WrongFlagsAreUsageErrorsThatNameThem) {
   struct Case {

@@ -19,8 +19,12 @@ TEST(InterruptTest, FirstSignalRunsTheCallback) {
 
 TEST(InterruptTest, EndsWithoutASignal) {
   bool called = false;
-  { InterruptScope scope(true, [&called] { called = true; }); }
-  { InterruptScope scope(false, [&called] { called = true; }); }
+  {
+    InterruptScope scope(true, [&called] { called = true; });
+  }
+  {
+    InterruptScope scope(false, [&called] { called = true; });
+  }
   EXPECT_FALSE(called);
 }
 
@@ -37,7 +41,9 @@ TEST(InterruptDeathTest, SecondSignalEndsTheProcess) {
 TEST(InterruptDeathTest, SignalsHaveTheirUsualEffectAfterwards) {
   EXPECT_EXIT(
       {
-        { InterruptScope scope(true, [] {}); }
+        {
+          InterruptScope scope(true, [] {});
+        }
         raise(SIGTERM);
       },
       testing::KilledBySignal(SIGTERM), "");

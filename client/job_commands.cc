@@ -45,9 +45,9 @@ absl::StatusOr<std::vector<v1::JobState>> ParseStates(const std::string& text) {
   std::vector<v1::JobState> states;
   for (absl::string_view name : absl::StrSplit(text, ',', absl::SkipEmpty())) {
     v1::JobState state;
-    if (!v1::JobState_Parse("JOB_STATE_" + absl::AsciiStrToUpper(name), &state) ||
-        state == v1::JOB_STATE_UNSPECIFIED) {
-      return UsageError(absl::StrCat("--state: '", name, "' is none of queued, preparing, running, evaluating, "
+    if (!v1::JobState_Parse("JOB_STATE_" + absl::AsciiStrToUpper(name), &state) || state == v1::JOB_STATE_UNSPECIFIED) {
+      return UsageError(absl::StrCat("--state: '", name,
+                                     "' is none of queued, preparing, running, evaluating, "
                                      "succeeded, failed, cancelled"));
     }
     states.push_back(state);
@@ -109,9 +109,9 @@ absl::Status RunGet(CommandContext& context) {
   const std::string metrics = MetricsText(job.progress());
   if (!metrics.empty()) rows.push_back({"evaluation", metrics});
   for (const v1::PlacedStage& stage : job.placement().stages()) {
-    rows.push_back({absl::StrCat("stage ", stage.stage()),
-                    absl::StrCat(stage.worker_id(), "  layers ", stage.first_layer(), " to ",
-                                 stage.first_layer() + stage.num_layers() - 1)});
+    rows.push_back(
+        {absl::StrCat("stage ", stage.stage()), absl::StrCat(stage.worker_id(), "  layers ", stage.first_layer(),
+                                                             " to ", stage.first_layer() + stage.num_layers() - 1)});
   }
   if (!job.placement().side_worker_id().empty()) rows.push_back({"side network", job.placement().side_worker_id()});
   context.env.out << FormatTable(rows) << "spec\n" << SpecToYaml(job.spec(), 2);
@@ -142,8 +142,9 @@ absl::Status RunLogs(CommandContext& context) {
       context.env.out << JsonLine(line) << std::endl;
       return;
     }
-    const std::string text =
-        event.has_state() ? absl::StrCat(StateName(event.state().to()), "  ", event.state().message()) : event.message();
+    const std::string text = event.has_state()
+                                 ? absl::StrCat(StateName(event.state().to()), "  ", event.state().message())
+                                 : event.message();
     context.env.out << FormatTime(event.time_ms()) << "  " << OneLine(text) << std::endl;
   });
   return absl::IsCancelled(status) ? absl::OkStatus() : status;
@@ -190,8 +191,9 @@ std::vector<Command> JobCommands() {
 
   Command watch = JobCommand("watch", "Follow a job until its end", RunWatch);
   watch.flags = {ReconnectFlag()};
-  watch.details += "\nExit status: 0 if the job succeeded, 1 if it failed or was cancelled, or on Ctrl-C, which stops\n"
-                   "the watching and not the job. A restart of the coordinator is waited for.";
+  watch.details +=
+      "\nExit status: 0 if the job succeeded, 1 if it failed or was cancelled, or on Ctrl-C, which stops\n"
+      "the watching and not the job. A restart of the coordinator is waited for.";
   watch.examples = {"qst watch topics", "qst watch j-0a1b --json"};
 
   Command logs = JobCommand("logs", "Print a job's messages and state changes", RunLogs);

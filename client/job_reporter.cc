@@ -42,9 +42,14 @@ void JobReporter::OnEvent(const v1::JobEvent& event) {
       if (!line.empty()) live_.Print(line);
       break;
     }
-    case v1::JobEvent::kProgress: OnProgress(event.time_ms()); break;
-    case v1::JobEvent::kMessage: live_.Print(OneLine(event.message())); break;
-    case v1::JobEvent::KIND_NOT_SET: break;
+    case v1::JobEvent::kProgress:
+      OnProgress(event.time_ms());
+      break;
+    case v1::JobEvent::kMessage:
+      live_.Print(OneLine(event.message()));
+      break;
+    case v1::JobEvent::KIND_NOT_SET:
+      break;
   }
 }
 

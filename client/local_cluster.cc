@@ -106,9 +106,9 @@ class Starter {
       if (member.name != kCoordinator) ++workers_before;
     }
     if (any_alive && options_.listen && *options_.listen != state_.listen && *options_.listen != state_.address) {
-      return absl::FailedPreconditionError(absl::StrCat("a cluster is up at ", state_.address, " with the store ",
-                                                        options_.store, "; stop it first with `qst down --store=",
-                                                        options_.store, "`"));
+      return absl::FailedPreconditionError(
+          absl::StrCat("a cluster is up at ", state_.address, " with the store ", options_.store,
+                       "; stop it first with `qst down --store=", options_.store, "`"));
     }
     num_workers_ = options_.num_workers.value_or(workers_before > 0 ? workers_before : kDefaultWorkers);
     if (any_alive) num_workers_ = std::max(num_workers_, workers_before);
@@ -137,9 +137,9 @@ class Starter {
       if (state_.IsMemberAlive(name)) continue;
       QST_ASSIGN_OR_RETURN(const std::string program,
                            FindProgram("qst-worker", "worker", options_.bin_dir, options_.path));
-      QST_RETURN_IF_ERROR(Spawn(name, {program, "--coordinator=" + state_.address, "--store=" + state_.store,
-                                       "--id=" + name, absl::StrCat("--threads=", state_.threads_per_worker),
-                                       "--device=cpu"}));
+      QST_RETURN_IF_ERROR(
+          Spawn(name, {program, "--coordinator=" + state_.address, "--store=" + state_.store, "--id=" + name,
+                       absl::StrCat("--threads=", state_.threads_per_worker), "--device=cpu"}));
     }
     return AwaitWorkers(names);
   }
@@ -154,8 +154,8 @@ class Starter {
     // Workers that live on look for it where it was.
     const bool any_port = absl::EndsWith(state_.listen, ":0");
     const std::string listen = any_port && !state_.address.empty() ? state_.address : state_.listen;
-    QST_RETURN_IF_ERROR(Spawn(kCoordinator, {program, "--listen=" + listen, "--store=" + state_.store,
-                                             "--port_file=" + port_file}));
+    QST_RETURN_IF_ERROR(
+        Spawn(kCoordinator, {program, "--listen=" + listen, "--store=" + state_.store, "--port_file=" + port_file}));
     while (absl::Now() < end_) {
       const absl::StatusOr<std::string> address = ReadFile(port_file, 4096);
       if (address.ok() && !absl::StripAsciiWhitespace(*address).empty()) {
@@ -245,8 +245,8 @@ class Starter {
 
 }  // namespace
 
-absl::StatusOr<std::string> FindProgram(const std::string& name, const std::string& package,
-                                        const std::string& bin_dir, const std::string& path) {
+absl::StatusOr<std::string> FindProgram(const std::string& name, const std::string& package, const std::string& bin_dir,
+                                        const std::string& path) {
   std::vector<std::string> folders;
   if (!bin_dir.empty()) {
     folders = {bin_dir};

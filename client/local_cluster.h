@@ -48,8 +48,8 @@ absl::StatusOr<int> BringDown(const std::string& store, absl::Duration grace,
 
 // The program `name`: in bin_dir, beside this program, in Bazel's folder `package` beside this program's, or in a
 // folder of `path`. kNotFound says where it looked.
-absl::StatusOr<std::string> FindProgram(const std::string& name, const std::string& package,
-                                        const std::string& bin_dir, const std::string& path);
+absl::StatusOr<std::string> FindProgram(const std::string& name, const std::string& package, const std::string& bin_dir,
+                                        const std::string& path);
 
 }  // namespace qst
 

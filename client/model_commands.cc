@@ -67,8 +67,9 @@ absl::StatusOr<v1::ImportModelRequest> ImportRequest(const CommandContext& conte
   if (!path.has_filename() && path.has_parent_path()) path = path.parent_path();
   // Another machine's files cannot be seen from here.
   if (context.client.IsLocal() && !std::filesystem::exists(path, error)) {
-    return absl::NotFoundError(absl::StrCat(path.string(), ": no such file or folder; name a .gguf file or a "
-                                                           "Hugging Face folder"));
+    return absl::NotFoundError(absl::StrCat(path.string(),
+                                            ": no such file or folder; name a .gguf file or a "
+                                            "Hugging Face folder"));
   }
   request.set_source_path(path.string());
   request.set_name(args.Has("name") ? args.String("name") : NameFromPath(path));

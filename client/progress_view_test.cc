@@ -106,8 +106,7 @@ TEST(JobReporterTest, TerminalKeepsOneLineBelowThePermanentOnes) {
   evaluation.set_metrics_json(R"({"step": 2, "eval": {"loss": 1.5}})");
   reporter.OnEvent(evaluation);
   // The evaluation takes the line's place, and the line is drawn again below it.
-  EXPECT_THAT(out.str(), EndsWith("\r\x1b[Kevaluation at step 2: loss 1.500\n" +
-                                  TerminalLine(reporter.view(), 90)));
+  EXPECT_THAT(out.str(), EndsWith("\r\x1b[Kevaluation at step 2: loss 1.500\n" + TerminalLine(reporter.view(), 90)));
   reporter.OnEvent(StateEvent(v1::JOB_STATE_SUCCEEDED));
   EXPECT_THAT(out.str(), HasSubstr("\r\x1b[KSUCCEEDED\n"));
   const std::string before = out.str();

@@ -16,8 +16,9 @@ namespace {
 constexpr uint32_t kMaxJobs = 10000;
 
 bool IsFullId(absl::string_view text) {
-  return text.size() == 10 && absl::StartsWith(text, "j-") &&
-         std::all_of(text.begin() + 2, text.end(), [](char c) { return absl::ascii_isxdigit(c) && !absl::ascii_isupper(c); });
+  return text.size() == 10 && absl::StartsWith(text, "j-") && std::all_of(text.begin() + 2, text.end(), [](char c) {
+           return absl::ascii_isxdigit(c) && !absl::ascii_isupper(c);
+         });
 }
 
 }  // namespace
@@ -36,12 +37,12 @@ absl::StatusOr<std::string> ResolveJob(absl::string_view text, const std::vector
   }
   if (beginnings.size() == 1) return beginnings[0];
   if (beginnings.size() > 1) {
-    return absl::InvalidArgumentError(absl::StrCat("'", text, "' is the beginning of several jobs: ",
-                                                   absl::StrJoin(beginnings, ", "), "; write more of the id"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "'", text, "' is the beginning of several jobs: ", absl::StrJoin(beginnings, ", "), "; write more of the id"));
   }
   const std::string hint = DidYouMean(text, names);
-  return absl::NotFoundError(absl::StrCat("no job has the id or name '", text, "'",
-                                          hint.empty() ? "; `qst jobs` lists all" : hint));
+  return absl::NotFoundError(
+      absl::StrCat("no job has the id or name '", text, "'", hint.empty() ? "; `qst jobs` lists all" : hint));
 }
 
 absl::StatusOr<std::string> ResolveJob(absl::string_view text, CoordinatorClient& client) {

@@ -26,8 +26,8 @@ absl::Status ResultWriter::Write(const v1::DownloadResultsResponse& piece) {
   if (!file_ || piece.path() != current_.path) {
     QST_RETURN_IF_ERROR(FinishFile());
     if (!IsSafeRelativePath(piece.path())) {
-      return absl::DataLossError(absl::StrCat("the coordinator sent the unsafe path '",
-                                              Fit(OneLine(piece.path()), 80), "'; nothing was written for it"));
+      return absl::DataLossError(absl::StrCat("the coordinator sent the unsafe path '", Fit(OneLine(piece.path()), 80),
+                                              "'; nothing was written for it"));
     }
     const std::filesystem::path path = std::filesystem::path(folder_) / piece.path();
     QST_RETURN_IF_ERROR(MakeFolders(path.parent_path().string()));

@@ -37,10 +37,18 @@ std::string Text(const std::string& text) {
   std::string quoted = "\"";
   for (char c : text) {
     switch (c) {
-      case '"': quoted += "\\\""; break;
-      case '\\': quoted += "\\\\"; break;
-      case '\n': quoted += "\\n"; break;
-      case '\t': quoted += "\\t"; break;
+      case '"':
+        quoted += "\\\"";
+        break;
+      case '\\':
+        quoted += "\\\\";
+        break;
+      case '\n':
+        quoted += "\\n";
+        break;
+      case '\t':
+        quoted += "\\t";
+        break;
       default:
         if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
           absl::StrAppendFormat(&quoted, "\\x%02x", static_cast<unsigned char>(c));
@@ -79,7 +87,8 @@ std::string Value(const Message& message, const FieldDescriptor* field, int inde
       return absl::StrCat(element ? r->GetRepeatedUInt64(message, field, index) : r->GetUInt64(message, field));
     case FieldDescriptor::CPPTYPE_ENUM:
       return EnumShortName(element ? r->GetRepeatedEnum(message, field, index) : r->GetEnum(message, field));
-    default: return "";
+    default:
+      return "";
   }
 }
 
@@ -88,16 +97,17 @@ void Append(const Message& message, int indent, std::string* out) {
   std::vector<const FieldDescriptor*> fields;
   reflection->ListFields(message, &fields);
   for (const FieldDescriptor* field : fields) {
-    absl::StrAppend(out, std::string(indent, ' '), field->name(), ":");
+    const std::string key = absl::StrCat(std::string(indent, ' '), field->name(), ":");
     if (field->is_repeated()) {
       std::vector<std::string> values;
       for (int i = 0; i < reflection->FieldSize(message, field); ++i) values.push_back(Value(message, field, i));
-      absl::StrAppend(out, " [", absl::StrJoin(values, ", "), "]\n");
+      absl::StrAppend(out, key, " [", absl::StrJoin(values, ", "), "]\n");
     } else if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
-      absl::StrAppend(out, "\n");
-      Append(reflection->GetMessage(message, field), indent + 2, out);
+      std::string section;
+      Append(reflection->GetMessage(message, field), indent + 2, &section);
+      if (!section.empty()) absl::StrAppend(out, key, "\n", section);
     } else {
-      absl::StrAppend(out, " ", Value(message, field, -1), "\n");
+      absl::StrAppend(out, key, " ", Value(message, field, -1), "\n");
     }
   }
 }

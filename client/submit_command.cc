@@ -91,8 +91,7 @@ absl::Status RunSubmit(CommandContext& context) {
   if (spec.data().train().empty()) {
     return UsageError("no training data; name a file with data: {train: ...} in the job file or --set data.train=FILE");
   }
-  QST_RETURN_IF_ERROR(
-      UploadIfLocal(context, "data.train", job_folder, spec.mutable_data()->mutable_train()));
+  QST_RETURN_IF_ERROR(UploadIfLocal(context, "data.train", job_folder, spec.mutable_data()->mutable_train()));
   QST_RETURN_IF_ERROR(UploadIfLocal(context, "data.eval", job_folder, spec.mutable_data()->mutable_eval()));
   QST_ASSIGN_OR_RETURN(const v1::SubmitJobResponse response, context.client.SubmitJob(spec));
   context.env.out << (context.json ? ProtoToJsonLine(response) : response.job().id()) << std::endl;

@@ -181,13 +181,14 @@ class YamlReader {
 // Stops the parser before it has built or recursed into what no job file holds.
 class LimitChecker : public YAML::EventHandler {
  public:
-  void OnDocumentStart(const YAML::Mark&) override {}
+  void OnDocumentStart(const YAML::Mark& mark) override { document_start_ = mark; }
   void OnDocumentEnd() override {}
-  void OnNull(const YAML::Mark&, YAML::anchor_t) override {}
-  void OnAlias(const YAML::Mark&, YAML::anchor_t) override {}
-  void OnScalar(const YAML::Mark&, const std::string&, YAML::anchor_t, const std::string&) override {}
-  void OnSequenceStart(const YAML::Mark& mark, const std::string&, YAML::anchor_t,
-                       YAML::EmitterStyle::value) override {
+  void OnNull(const YAML::Mark& mark, YAML::anchor_t) override { Count(mark); }
+  void OnAlias(const YAML::Mark& mark, YAML::anchor_t) override { Count(mark); }
+  void OnScalar(const YAML::Mark& mark, const std::string&, YAML::anchor_t, const std::string&) override {
+    Count(mark);
+  }
+  void OnSequenceStart(const YAML::Mark& mark, const std::string&, YAML::anchor_t, YAML::EmitterStyle::value) override {
     Enter(mark);
   }
   void OnSequenceEnd() override { --depth_; }
@@ -196,28 +197,38 @@ class LimitChecker : public YAML::EventHandler {
   }
   void OnMapEnd() override { --depth_; }
 
+  // Of the newest document.
+  const YAML::Mark& document_start() const { return document_start_; }
+
  private:
+  void Count(const YAML::Mark& mark) {
+    if (++num_values_ > kMaxJobFileValues) {
+      throw YAML::ParserException(mark, absl::StrCat("more than ", kMaxJobFileValues, " values"));
+    }
+  }
   void Enter(const YAML::Mark& mark) {
+    Count(mark);
     if (++depth_ > kMaxJobFileDepth) {
       throw YAML::ParserException(mark, absl::StrCat("nested deeper than ", kMaxJobFileDepth, " levels"));
     }
   }
+  YAML::Mark document_start_;
   int depth_ = 0;
+  int num_values_ = 0;
 };
 
 absl::Status ReadDocument(absl::string_view text, YamlReader* reader, Message* message) {
   const std::string owned(text);
-  {
-    std::istringstream in(owned);
-    YAML::Parser parser(in);
-    LimitChecker checker;
-    parser.HandleNextDocument(checker);
+  std::istringstream in(owned);
+  YAML::Parser parser(in);
+  LimitChecker checker;
+  // One document at a time: where yaml-cpp cannot make sense of a token, it reports empty documents for ever.
+  if (!parser.HandleNextDocument(checker)) return absl::OkStatus();
+  if (parser.HandleNextDocument(checker)) {
+    return reader->ErrorAt(checker.document_start(), "",
+                           "what begins here is no part of the job: a second document ('---'), or a stray character");
   }
-  const std::vector<YAML::Node> documents = YAML::LoadAll(owned);
-  if (documents.size() > 1) {
-    return reader->Error(documents[1], "", "a second document ('---'); a job file holds one job");
-  }
-  return documents.empty() ? absl::OkStatus() : reader->ReadMessage(documents[0], "", message);
+  return reader->ReadMessage(YAML::Load(owned), "", message);
 }
 
 }  // namespace
@@ -265,13 +276,13 @@ absl::Status ApplyAssignment(absl::string_view assignment, v1::JobSpec* spec) {
       continue;
     }
     if (is_section) {
-      return error(absl::StrCat("is a section; set one of its keys: ",
-                                absl::StrJoin(FieldNames(field->message_type()), ", ")));
+      return error(
+          absl::StrCat("is a section; set one of its keys: ", absl::StrJoin(FieldNames(field->message_type()), ", ")));
     }
     message->GetReflection()->ClearField(message, field);
-    const std::vector<absl::string_view> parts =
-        !field->is_repeated() ? std::vector<absl::string_view>{value}
-                              : value.empty() ? std::vector<absl::string_view>{} : absl::StrSplit(value, ',');
+    const std::vector<absl::string_view> parts = !field->is_repeated() ? std::vector<absl::string_view>{value}
+                                                 : value.empty()       ? std::vector<absl::string_view>{}
+                                                                       : absl::StrSplit(value, ',');
     for (absl::string_view part : parts) {
       const absl::Status status = SetScalar(part, /*quoted=*/false, field, message);
       if (!status.ok()) return error(status.message());

@@ -17,6 +17,8 @@ namespace qst {
 inline constexpr size_t kMaxJobFileBytes = size_t{1} << 20;
 // Nesting of brackets and indentation; a job file has three levels.
 inline constexpr int kMaxJobFileDepth = 32;
+// Keys, values and list elements; more than any label set needs.
+inline constexpr int kMaxJobFileValues = 100000;
 
 // The job of a YAML text; `file_name` is for messages. Fields that it does not set stay unset.
 // Errors are usage errors "job.yaml:7: train.lerning_rate: unknown key; did you mean 'learning_rate'?".

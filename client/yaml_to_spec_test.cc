@@ -89,8 +89,7 @@ TEST(YamlToSpecTest, ErrorsNameFileLineFieldAndRemedy) {
        "job.yaml:3: train.lerning_rate: unknown key; did you mean 'learning_rate'?"},
       {"learning_rate: 1\n", "job.yaml:1: learning_rate: unknown key; did you mean 'train.learning_rate'?"},
       {"train:\n  model: m\n", "job.yaml:2: train.model: unknown key; 'model' belongs at the top level"},
-      {"resources: {frobnicate: 1}\n",
-       "job.yaml:1: resources.frobnicate: unknown key; known here: stages, workers"},
+      {"resources: {frobnicate: 1}\n", "job.yaml:1: resources.frobnicate: unknown key; known here: stages, workers"},
       {"<<: {name: a}\n", "job.yaml:1: <<: unknown key"},
       {"train:\n  epochs: many\n", "job.yaml:2: train.epochs: expected a number, not 'many'"},
       {"train:\n  epochs: '3'\n", "job.yaml:2: train.epochs: expected a number, not the text '3'"},
@@ -115,7 +114,8 @@ TEST(YamlToSpecTest, ErrorsNameFileLineFieldAndRemedy) {
       {"task:\n  labels: [[a]]\n", "job.yaml:2: task.labels: a list holds plain values only"},
       {"? [a]\n: b\n", "a key must be a plain name"},
       {"name: a\nmodel: b\nname: c\n", "job.yaml:3: name: this key is given twice"},
-      {"name: a\n---\nname: b\n", "a job file holds one job"},
+      {"name: a\n---\nname: b\n", "job.yaml:2: what begins here is no part of the job"},
+      {",namu: |c\n", "what begins here is no part of the job"},
       {"name: 'a\n", "not YAML: "},
       {"name: a\n\tmodel: b\n", "not YAML: "},
       {"name: *nothing\n", "not YAML: "},
@@ -144,9 +144,22 @@ TEST(YamlToSpecTest, HostileTextsEndSoon) {
   for (int i = 0; i < 100000; ++i) absl::StrAppend(&keys, "k", i, ": 1\n");
   for (int i = 0; i < 200000; ++i) flow += "{a: ";
   for (int i = 0; i < 1000; ++i) absl::StrAppend(&indents, std::string(i, ' '), "a:\n");
-  const std::string texts[] = {aliases, dashes, keys, flow, indents, std::string(1000000, '['),
-                               "&a [*a]", "task:\n  labels: &a [*a]\n", "&a {task: *a}",
-                               std::string(300, '\0'), "\xff\xfe\xfd", std::string(500000, '?')};
+  std::string labels = "task:\n  labels: [";
+  for (int i = 0; i < 400000; ++i) labels += "a,";
+  labels += "]";
+  const std::string texts[] = {labels,
+                               aliases,
+                               dashes,
+                               keys,
+                               flow,
+                               indents,
+                               std::string(1000000, '['),
+                               "&a [*a]",
+                               "task:\n  labels: &a [*a]\n",
+                               "&a {task: *a}",
+                               std::string(300, '\0'),
+                               "\xff\xfe\xfd",
+                               std::string(500000, '?')};
   const absl::Time start = absl::Now();
   for (const std::string& text : texts) {
     EXPECT_THAT(YamlToSpec(text, "job.yaml"), StatusIs(absl::StatusCode::kInvalidArgument)) << text.substr(0, 40);
@@ -204,8 +217,8 @@ TEST(ApplyAssignmentTest, ErrorsNameTheKeyAndChangeNothing) {
 
 TEST(SpecToYamlTest, ReadsBackToTheSameSpec) {
   v1::JobSpec spec = *YamlToSpec(kFullJob, "job.yaml");
-  for (const char* label : {"", "true", "a: b", "\"q\"", "back\\slash", "line\nbreak\ttab", "-", "# no", "null",
-                            "\x01", "\xc3\xa9t\xc3\xa9", "a, b", "1e5", "~", "*x", " lead"}) {
+  for (const char* label : {"", "true", "a: b", "\"q\"", "back\\slash", "line\nbreak\ttab", "-", "# no", "null", "\x01",
+                            "\xc3\xa9t\xc3\xa9", "a, b", "1e5", "~", "*x", " lead"}) {
     spec.mutable_task()->add_labels(label);
   }
   for (double x : {0.1, 1.0 / 3, 1e-308, 123456789.125, 2e-4}) {
