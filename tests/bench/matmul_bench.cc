@@ -27,7 +27,9 @@
 #include "absl/strings/string_view.h"
 #include "cblas.h"
 #include "dnnl.h"
-#include "kernels/ops.h"
+#include "kernels/cpu/gemm/gemm.h"
+#include "kernels/cpu/gemm/linear.h"
+#include "kernels/device.h"
 #include "kernels/quant/quant4.h"
 
 ABSL_FLAG(int, threads, 2, "threads of every candidate");
@@ -38,7 +40,9 @@ ABSL_FLAG(std::string, shapes, "576x576,192x576,1536x576,576x1536",
           "weight shapes n x k, separated by commas; the default is SmolLM2-135M's layer");
 ABSL_FLAG(std::string, type, "nf4", "our weight: nf4, fp4, nf4-plain (no double quantization), f32 or bf16");
 ABSL_FLAG(bool, best, false, "take the best round instead of the median: for a machine with other work on it");
-ABSL_FLAG(std::string, isa, "auto", "our instruction set: auto, portable or avx2");
+ABSL_FLAG(std::string, kernels, "auto",
+          "our inner loops: auto (what the ops take), portable, avx2 or avx512. To compare avx2 fairly on a machine "
+          "with AVX-512, set DNNL_MAX_CPU_ISA=AVX2 and OPENBLAS_CORETYPE=Haswell");
 ABSL_FLAG(double, min_ratio, 0.0, "exit with status 1 if ours / best peer is below this for any row");
 
 namespace qst {
@@ -103,7 +107,19 @@ struct Row {
   double ours, openblas, onednn;  // GFLOP/s
 };
 
-Row RunShape(const OpContext& ctx, std::int64_t n, std::int64_t k, std::int64_t tokens) {
+// Null if there are none of this name on this machine.
+const cpu::GemmKernels* KernelsByName(const std::string& name) {
+  const auto best = ResolveIsa(CpuIsa::kAuto);
+  const bool has_avx2 = best.ok() && *best == CpuIsa::kAvx2;
+  if (name == "auto") return &cpu::GemmKernelsFor(*best);
+  if (name == "portable") return &cpu::kPortableGemmKernels;
+  if (name == "avx2" && has_avx2) return &cpu::kAvx2GemmKernels;
+  if (name == "avx512" && has_avx2 && cpu::HasAvx512()) return &cpu::kAvx512GemmKernels;
+  return nullptr;
+}
+
+Row RunShape(ThreadPool* threads, const cpu::GemmKernels& kernels, std::int64_t n, std::int64_t k,
+             std::int64_t tokens) {
   std::mt19937 random(1);
   const std::vector<float> x = Normal(tokens * k, &random);
   const std::vector<float> w = Normal(n * k, &random);
@@ -131,9 +147,8 @@ Row RunShape(const OpContext& ctx, std::int64_t n, std::int64_t k, std::int64_t 
   const auto m_int = static_cast<int>(tokens), n_int = static_cast<int>(n), k_int = static_cast<int>(k);
   const std::vector<std::function<void()>> candidates = {
       [&] {
-        const absl::Status status =
-            Linear(ctx, Matrix(x.data(), tokens, k), weight, ConstMatrixView(), Matrix(y.data(), tokens, n), false);
-        if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
+        cpu::Linear(threads, kernels, Matrix(x.data(), tokens, k), weight, ConstMatrixView(),
+                    Matrix(y.data(), tokens, n), false);
       },
       [&] {
         cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, m_int, n_int, k_int, 1.0f, x.data(), k_int, w.data(),
@@ -163,19 +178,25 @@ Row RunShape(const OpContext& ctx, std::int64_t n, std::int64_t k, std::int64_t 
 
 int Main(char** argv) {
   ChooseOpenBlasCore(argv);
-  const auto isa = ParseIsa(absl::GetFlag(FLAGS_isa));
-  if (!isa.ok()) {
-    std::fprintf(stderr, "%s\n", isa.status().ToString().c_str());
+  const cpu::GemmKernels* kernels = KernelsByName(absl::GetFlag(FLAGS_kernels));
+  if (kernels == nullptr) {
+    std::fprintf(stderr, "--kernels: this machine has no \"%s\"\n", absl::GetFlag(FLAGS_kernels).c_str());
     return 2;
   }
   const int num_threads = absl::GetFlag(FLAGS_threads);
+  if (num_threads < 1 || absl::GetFlag(FLAGS_rounds) < 1) {
+    std::fprintf(stderr, "--threads and --rounds must be positive\n");
+    return 2;
+  }
+  const std::vector<std::string> types = {"nf4", "fp4", "nf4-plain", "f32", "bf16"};
+  if (std::find(types.begin(), types.end(), absl::GetFlag(FLAGS_type)) == types.end()) {
+    std::fprintf(stderr, "--type: unknown weight \"%s\"\n", absl::GetFlag(FLAGS_type).c_str());
+    return 2;
+  }
   ThreadPool threads(num_threads);
-  OpContext ctx;
-  ctx.threads = &threads;
-  ctx.isa = *isa;
   SetPeerThreads(num_threads);
-  std::printf("%d threads, weight %s; %s of %d rounds, GFLOP/s; OpenBLAS core %s\n", num_threads,
-              absl::GetFlag(FLAGS_type).c_str(), absl::GetFlag(FLAGS_best) ? "best" : "median",
+  std::printf("%d threads, weight %s, kernels %s; %s of %d rounds, GFLOP/s; OpenBLAS core %s\n", num_threads,
+              absl::GetFlag(FLAGS_type).c_str(), kernels->name, absl::GetFlag(FLAGS_best) ? "best" : "median",
               absl::GetFlag(FLAGS_rounds), openblas_get_corename());
   std::printf("%12s %6s %9s %9s %9s %7s\n", "n x k", "T", "ours", "OpenBLAS", "oneDNN", "ratio");
   double worst = 1e9;
@@ -192,7 +213,7 @@ int Main(char** argv) {
         std::fprintf(stderr, "--tokens: \"%s\" is not a positive number\n", std::string(count).c_str());
         return 2;
       }
-      const Row row = RunShape(ctx, n, k, tokens);
+      const Row row = RunShape(&threads, *kernels, n, k, tokens);
       const double ratio = row.ours / std::max(row.openblas, row.onednn);
       worst = std::min(worst, ratio);
       std::printf("%12s %6lld %9.1f %9.1f %9.1f %7.2f\n", std::string(shape).c_str(), static_cast<long long>(tokens),
