@@ -70,9 +70,12 @@ absl::StatusOr<TrainSettings> ResolveTrainSettings(const v1::JobSpec& spec) {
   if (train.has_seed()) out.seed = train.seed();
   if (train.has_shuffle()) out.shuffle = train.shuffle();
   if (train.log_every_steps() != 0) out.log_every_steps = train.log_every_steps();
-  out.eval_every_steps =
-      static_cast<std::int64_t>(std::min<std::uint64_t>(spec.eval().every_steps(), kMaxSteps));
+  out.eval_every_steps = static_cast<std::int64_t>(std::min<std::uint64_t>(spec.eval().every_steps(), kMaxSteps));
   out.eval_at_start = spec.eval().has_at_start() ? spec.eval().at_start() : !is_classification;
+  out.linear_probe = spec.eval().linear_probe();
+  if (out.linear_probe && !is_classification) {
+    return absl::InvalidArgumentError("eval.linear_probe: only classification has one");
+  }
   out.checkpoint_every_steps =
       static_cast<std::int64_t>(std::min<std::uint64_t>(spec.checkpoint().every_steps(), kMaxSteps));
   if (spec.checkpoint().keep() != 0) out.checkpoint_keep = spec.checkpoint().keep();
@@ -83,9 +86,11 @@ absl::StatusOr<TrainSettings> ResolveTrainSettings(const v1::JobSpec& spec) {
 std::string ResultFingerprint(const TrainSettings& s) {
   return absl::StrFormat(
       "epochs=%.17g max_steps=%d batch_size=%d micro_batch_tokens=%d learning_rate=%.17g schedule=%d "
-      "warmup_ratio=%.17g weight_decay=%.17g betas=%.17g,%.17g epsilon=%.17g clip_norm=%.17g seed=%u shuffle=%d",
+      "warmup_ratio=%.17g weight_decay=%.17g betas=%.17g,%.17g epsilon=%.17g clip_norm=%.17g seed=%u shuffle=%d "
+      "linear_probe=%d",
       s.epochs, s.max_steps, s.batch_size, s.micro_batch_tokens, s.learning_rate, static_cast<int>(s.schedule),
-      s.warmup_ratio, s.weight_decay, s.adam_beta1, s.adam_beta2, s.adam_epsilon, s.clip_norm, s.seed, s.shuffle);
+      s.warmup_ratio, s.weight_decay, s.adam_beta1, s.adam_beta2, s.adam_epsilon, s.clip_norm, s.seed, s.shuffle,
+      s.linear_probe);
 }
 
 }  // namespace qst

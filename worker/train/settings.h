@@ -32,6 +32,7 @@ struct TrainSettings {
 
   std::int64_t eval_every_steps = 0;
   bool eval_at_start = true;
+  bool linear_probe = false;
 
   std::int64_t checkpoint_every_steps = 0;
   std::int64_t checkpoint_keep = 2;

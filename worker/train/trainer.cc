@@ -22,6 +22,12 @@ namespace {
 // Weight of the newest step in the speed that is shown.
 constexpr double kSpeedSmoothing = 0.1;
 
+// The linear probe beside a network: the same head, without the side network below it.
+SideNetworkConfig ProbeOf(SideNetworkConfig config) {
+  config.preset = v1::SIDE_PRESET_PROBE;
+  return config;
+}
+
 std::int64_t CountTargets(const ExampleSet& set, const Batch& batch) {
   std::int64_t num = 0;
   for (const auto& micro_batch : batch.micro_batches) {
@@ -32,10 +38,12 @@ std::int64_t CountTargets(const ExampleSet& set, const Batch& batch) {
 
 }  // namespace
 
-Trainer::Trainer(TrainerOptions options, std::unique_ptr<SideNetwork> network, ExampleSet train, ExampleSet eval,
-                 HiddenStateStream* stream, const OpContext& ops, TrainerCallbacks callbacks, Batcher batcher)
+Trainer::Trainer(TrainerOptions options, std::unique_ptr<SideNetwork> network, std::unique_ptr<SideNetwork> probe,
+                 ExampleSet train, ExampleSet eval, HiddenStateStream* stream, const OpContext& ops,
+                 TrainerCallbacks callbacks, Batcher batcher)
     : options_(std::move(options)),
       network_(std::move(network)),
+      probe_(std::move(probe)),
       train_(std::move(train)),
       eval_(std::move(eval)),
       stream_(stream),
@@ -65,8 +73,12 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(TrainerOptions options,
   QST_ASSIGN_OR_RETURN(Batcher batcher, Batcher::Create(batching, train.Lengths()));
   QST_ASSIGN_OR_RETURN(std::unique_ptr<SideNetwork> network,
                        SideNetwork::Create(options.side, frozen, options.settings.seed));
-  return absl::WrapUnique(new Trainer(std::move(options), std::move(network), std::move(train), std::move(eval), stream,
-                                      ops, std::move(callbacks), std::move(batcher)));
+  std::unique_ptr<SideNetwork> probe;
+  if (options.settings.linear_probe) {
+    QST_ASSIGN_OR_RETURN(probe, SideNetwork::Create(ProbeOf(options.side), frozen, options.settings.seed));
+  }
+  return absl::WrapUnique(new Trainer(std::move(options), std::move(network), std::move(probe), std::move(train),
+                                      std::move(eval), stream, ops, std::move(callbacks), std::move(batcher)));
 }
 
 absl::Status Trainer::Run() {
@@ -83,7 +95,7 @@ absl::Status Trainer::TrainFrom(std::int64_t steps_done) {
   WorkSequence work(*plan_, &batcher_, eval_micro_batches_, steps_done);
   MicroBatchQueue queue({settings.backbone_batch_tokens, settings.max_passes_in_flight, options_.side.first_layer()},
                         &train_, &eval_, &work, stream_, &is_cancelled_);
-  const TrainingContext context{ops_, &settings, &train_, &eval_, network_.get(), &queue};
+  const TrainingContext context{ops_, &settings, &train_, &eval_, network_.get(), probe_.get(), &queue};
   const LearningRate learning_rate(settings, plan_->total_steps());
   // The look-ahead asks the batcher for later steps: a copy of its own keeps each from disturbing the other's epoch.
   Batcher batcher = batcher_;
@@ -179,8 +191,8 @@ absl::Status Trainer::LogStep(std::int64_t step, double learning_rate, const Ste
   metrics.wait_s = absl::ToDoubleSeconds(since_logged_.wait_time);
   metrics.side_s = absl::ToDoubleSeconds(since_logged_.side_time);
   metrics.optimizer_s = absl::ToDoubleSeconds(since_logged_.optimizer_time);
-  metrics.tokens_per_second = static_cast<double>(since_logged_.tokens) /
-                              std::max(metrics.wait_s + metrics.side_s + metrics.optimizer_s, 1e-9);
+  metrics.tokens_per_second =
+      static_cast<double>(since_logged_.tokens) / std::max(metrics.wait_s + metrics.side_s + metrics.optimizer_s, 1e-9);
   since_logged_ = StepResult();
   const std::string line = ToJsonLine(metrics);
   QST_RETURN_IF_ERROR(metrics_->Append(line));
@@ -193,8 +205,13 @@ absl::Status Trainer::SaveState(std::int64_t step) {
   state_.step = step;
   state_.elapsed_s = ElapsedSeconds();
   state_.metrics_bytes = metrics_->size_bytes();
-  return SaveCheckpoint(options_.job_folder + "/checkpoints", state_, network_->parameters(),
-                        options_.settings.checkpoint_keep);
+  return SaveCheckpoint(options_.job_folder + "/checkpoints", state_, Groups(), options_.settings.checkpoint_keep);
+}
+
+CheckpointGroups Trainer::Groups() const {
+  CheckpointGroups groups = {{"", &network_->parameters()}};
+  if (probe_ != nullptr) groups.push_back({"probe.", &probe_->parameters()});
+  return groups;
 }
 
 absl::Status Trainer::PrepareFolders() {
@@ -209,7 +226,7 @@ absl::Status Trainer::PrepareFolders() {
 absl::Status Trainer::Restore() {
   const std::string fingerprint = Fingerprint();
   QST_ASSIGN_OR_RETURN(std::optional<TrainerState> state,
-                       LoadNewestCheckpoint(options_.job_folder + "/checkpoints", fingerprint, &network_->parameters(),
+                       LoadNewestCheckpoint(options_.job_folder + "/checkpoints", fingerprint, Groups(),
                                             [this](const std::string& message) { ReportMessage(message); }));
   if (state) {
     state_ = *std::move(state);
@@ -217,6 +234,7 @@ absl::Status Trainer::Restore() {
     ReportMessage(absl::StrCat("resuming after step ", state_.step, " of ", plan_->total_steps()));
   } else {
     network_->parameters().Initialise(options_.settings.seed);
+    if (probe_ != nullptr) probe_->parameters().Initialise(options_.settings.seed);
     state_ = TrainerState();
     state_.seed = options_.settings.seed;
     state_.config_fingerprint = fingerprint;
@@ -234,8 +252,8 @@ absl::Status Trainer::Restore() {
 }
 
 std::string Trainer::Fingerprint() const {
-  const std::string text = absl::StrCat(SideConfigToJson(options_.side), ResultFingerprint(options_.settings), " ",
-                                        train_.Fingerprint());
+  const std::string text =
+      absl::StrCat(SideConfigToJson(options_.side), ResultFingerprint(options_.settings), " ", train_.Fingerprint());
   Sha256 sha;
   sha.Update(text.data(), text.size());
   return sha.HexDigest();

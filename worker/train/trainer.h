@@ -66,8 +66,9 @@ class Trainer {
   const std::map<std::string, double>& last_eval() const { return state_.last_eval; }
 
  private:
-  Trainer(TrainerOptions options, std::unique_ptr<SideNetwork> network, ExampleSet train, ExampleSet eval,
-          HiddenStateStream* stream, const OpContext& ops, TrainerCallbacks callbacks, Batcher batcher);
+  Trainer(TrainerOptions options, std::unique_ptr<SideNetwork> network, std::unique_ptr<SideNetwork> probe,
+          ExampleSet train, ExampleSet eval, HiddenStateStream* stream, const OpContext& ops,
+          TrainerCallbacks callbacks, Batcher batcher);
 
   // All that the result depends on besides the code: two runs with equal text do the same.
   std::string Fingerprint() const;
@@ -76,6 +77,7 @@ class Trainer {
   absl::Status TrainFrom(std::int64_t steps_done);
   absl::Status Evaluate(const TrainingContext& context, std::int64_t step);
   absl::Status SaveState(std::int64_t step);
+  CheckpointGroups Groups() const;
   absl::Status WritePredictions(const EvalResult& result) const;
   absl::Status LogStep(std::int64_t step, double learning_rate, const StepResult& result);
   void ReportProgress(std::int64_t step);
@@ -85,6 +87,7 @@ class Trainer {
 
   const TrainerOptions options_;
   const std::unique_ptr<SideNetwork> network_;
+  const std::unique_ptr<SideNetwork> probe_;  // null unless settings.linear_probe
   const ExampleSet train_;
   const ExampleSet eval_;
   HiddenStateStream* const stream_;
@@ -100,7 +103,7 @@ class Trainer {
   absl::Time run_start_;
   double elapsed_before_s_ = 0.0;
   std::optional<double> last_loss_;
-  StepResult since_logged_;      // sums over the steps since the last metrics line
+  StepResult since_logged_;        // sums over the steps since the last metrics line
   double seconds_per_step_ = 0.0;  // moving average, for the time left
   double tokens_per_second_ = 0.0;
 };

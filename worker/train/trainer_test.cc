@@ -214,6 +214,31 @@ TEST_F(TrainerTest, ProbeReadsOnlyTheLastLayer) {
   EXPECT_LT(EvalValues("loss").back(), EvalValues("loss").front());
 }
 
+TEST_F(TrainerTest, ALinearProbeBesideTheNetworkIsTheProbeTrainedAloneAndDisturbsNothing) {
+  SetTask(v1::TASK_TYPE_CLASSIFICATION);
+  options_.settings.learning_rate = 1e-2;
+  QST_ASSERT_OK(Train("without"));
+  const std::vector<double> losses = EvalValues("loss");
+  SetTask(v1::TASK_TYPE_CLASSIFICATION, v1::SIDE_PRESET_PROBE);
+  QST_ASSERT_OK(Train("alone"));
+  const std::vector<double> alone = EvalValues("accuracy");
+  SetTask(v1::TASK_TYPE_CLASSIFICATION);
+  options_.settings.linear_probe = true;
+  QST_ASSERT_OK(Train("beside"));
+  EXPECT_EQ(EvalValues("loss"), losses);
+  EXPECT_EQ(EvalValues("probe_accuracy"), alone);
+  EXPECT_EQ(NetworkBytes("beside"), NetworkBytes("without"));
+
+  // Its state is part of the checkpoint.
+  callbacks_.on_progress = [this](const v1::JobProgress& p) {
+    if (p.step() == 7) trainer_->Cancel();
+  };
+  EXPECT_THAT(Train("resumed"), StatusIs(absl::StatusCode::kCancelled));
+  callbacks_.on_progress = nullptr;
+  QST_ASSERT_OK(Train("resumed"));
+  EXPECT_EQ(EvalValues("probe_accuracy").back(), alone.back());
+}
+
 TEST_F(TrainerTest, GroupingIntoPassesDoesNotChangeABit) {
   QST_ASSERT_OK(Train("small"));
   const std::string expected = Curve();

@@ -39,15 +39,21 @@ constexpr char kChecksumKey[] = "checksum";
 constexpr int kFormatVersion = 1;
 constexpr std::uint64_t kMaxJsonBytes = 1 << 20;
 
-// The three buffers that make up the state, and their prefixes in the file.
+// The three buffers of a group that make up its state, and the prefixes of their tensors in the file.
 struct StateBuffer {
-  const char* prefix;
-  const float* data;
+  std::string prefix;
+  float* data;
+  const std::vector<ParameterInfo>* layout;
 };
-std::vector<StateBuffer> StateBuffers(const Parameters& parameters) {
-  return {{kValuesPrefix, parameters.values()},
-          {kExpAvgPrefix, parameters.exp_avg()},
-          {kExpAvgSqPrefix, parameters.exp_avg_sq()}};
+std::vector<StateBuffer> StateBuffers(const CheckpointGroups& groups) {
+  std::vector<StateBuffer> buffers;
+  for (const CheckpointGroup& group : groups) {
+    Parameters& parameters = *group.parameters;
+    buffers.push_back({kValuesPrefix + group.prefix, parameters.values(), &parameters.layout()});
+    buffers.push_back({kExpAvgPrefix + group.prefix, parameters.exp_avg(), &parameters.layout()});
+    buffers.push_back({kExpAvgSqPrefix + group.prefix, parameters.exp_avg_sq(), &parameters.layout()});
+  }
+  return buffers;
 }
 
 std::string Checksum(const std::string& text) {
@@ -123,9 +129,9 @@ absl::StatusOr<TrainerState> StateFromJson(const std::string& text, const std::s
   }
 }
 
-absl::Status CheckTensors(const SafetensorsReader& reader, const Parameters& parameters) {
-  for (const StateBuffer& buffer : StateBuffers(parameters)) {
-    for (const ParameterInfo& info : parameters.layout()) {
+absl::Status CheckTensors(const SafetensorsReader& reader, const CheckpointGroups& groups) {
+  for (const StateBuffer& buffer : StateBuffers(groups)) {
+    for (const ParameterInfo& info : *buffer.layout) {
       const std::string name = buffer.prefix + info.name;
       const TensorInfo* found = reader.Find(name);
       if (found == nullptr || found->dtype != DType::kF32 || found->shape != info.shape) {
@@ -137,7 +143,7 @@ absl::Status CheckTensors(const SafetensorsReader& reader, const Parameters& par
 }
 
 // Everything is checked before the parameters are touched.
-absl::StatusOr<TrainerState> LoadCheckpoint(const std::string& folder, Parameters* parameters) {
+absl::StatusOr<TrainerState> LoadCheckpoint(const std::string& folder, const CheckpointGroups& groups) {
   const std::string json_path = absl::StrCat(folder, "/", kTrainerFile);
   QST_ASSIGN_OR_RETURN(const std::string text, ReadSmallFile(json_path, kMaxJsonBytes));
   std::string expected_sha256;
@@ -149,16 +155,13 @@ absl::StatusOr<TrainerState> LoadCheckpoint(const std::string& folder, Parameter
   if (sha.HexDigest() != expected_sha256) {
     return absl::DataLossError(absl::StrCat(reader->path(), ": checksum does not match"));
   }
-  QST_RETURN_IF_ERROR(CheckTensors(*reader, *parameters));
-  const auto load = [&](const char* prefix, float* buffer) {
-    for (const ParameterInfo& info : parameters->layout()) {
-      const SafetensorsReader::RawTensor raw = reader->Raw(prefix + info.name);
-      std::memcpy(buffer + info.offset, raw.data, raw.num_bytes);
+  QST_RETURN_IF_ERROR(CheckTensors(*reader, groups));
+  for (const StateBuffer& buffer : StateBuffers(groups)) {
+    for (const ParameterInfo& info : *buffer.layout) {
+      const SafetensorsReader::RawTensor raw = reader->Raw(buffer.prefix + info.name);
+      std::memcpy(buffer.data + info.offset, raw.data, raw.num_bytes);
     }
-  };
-  load(kValuesPrefix, parameters->values());
-  load(kExpAvgPrefix, parameters->exp_avg());
-  load(kExpAvgSqPrefix, parameters->exp_avg_sq());
+  }
   return state;
 }
 
@@ -174,7 +177,7 @@ absl::Status FileSystemError(const char* what, const std::string& path, const st
 
 }  // namespace
 
-absl::Status SaveCheckpoint(const std::string& folder, const TrainerState& state, const Parameters& parameters,
+absl::Status SaveCheckpoint(const std::string& folder, const TrainerState& state, const CheckpointGroups& groups,
                             std::int64_t keep) {
   const std::string final_folder = StepFolder(folder, state.step);
   const std::string temp_folder = absl::StrCat(folder, "/", kTempPrefix, kStepPrefix, state.step);
@@ -184,8 +187,8 @@ absl::Status SaveCheckpoint(const std::string& folder, const TrainerState& state
   if (error) return FileSystemError("cannot create", temp_folder, error);
 
   std::vector<SafetensorsEntry> entries;
-  for (const StateBuffer& buffer : StateBuffers(parameters)) {
-    for (const ParameterInfo& info : parameters.layout()) {
+  for (const StateBuffer& buffer : StateBuffers(groups)) {
+    for (const ParameterInfo& info : *buffer.layout) {
       entries.push_back({buffer.prefix + info.name, DType::kF32, info.shape, buffer.data + info.offset});
     }
   }
@@ -214,7 +217,7 @@ absl::Status SaveCheckpoint(const std::string& folder, const TrainerState& state
 }
 
 absl::StatusOr<std::optional<TrainerState>> LoadNewestCheckpoint(
-    const std::string& folder, const std::string& config_fingerprint, Parameters* parameters,
+    const std::string& folder, const std::string& config_fingerprint, const CheckpointGroups& groups,
     const std::function<void(const std::string&)>& on_message) {
   std::error_code error;
   // What a crash in the middle of a save has left.
@@ -225,11 +228,11 @@ absl::StatusOr<std::optional<TrainerState>> LoadNewestCheckpoint(
     }
   }
   for (const std::int64_t step : ListSteps(folder)) {
-    absl::StatusOr<TrainerState> state = LoadCheckpoint(StepFolder(folder, step), parameters);
+    absl::StatusOr<TrainerState> state = LoadCheckpoint(StepFolder(folder, step), groups);
     if (!state.ok()) {
       if (!IsDamage(state.status())) return state.status();
-      on_message(absl::StrCat("checkpoint of step ", step, " is damaged, trying an older one: ",
-                              state.status().message()));
+      on_message(
+          absl::StrCat("checkpoint of step ", step, " is damaged, trying an older one: ", state.status().message()));
       // Out of the way of the checkpoints to come, but still there to be looked at.
       const std::string aside = absl::StrCat(folder, "/", kDamagedPrefix, kStepPrefix, step);
       fs::remove_all(aside, error);
@@ -238,9 +241,8 @@ absl::StatusOr<std::optional<TrainerState>> LoadNewestCheckpoint(
       continue;
     }
     if (state->config_fingerprint != config_fingerprint) {
-      return absl::FailedPreconditionError(
-          absl::StrCat(StepFolder(folder, step), ": was made with other settings or data; remove ", folder,
-                       " to start anew"));
+      return absl::FailedPreconditionError(absl::StrCat(
+          StepFolder(folder, step), ": was made with other settings or data; remove ", folder, " to start anew"));
     }
     return std::optional<TrainerState>(*std::move(state));
   }

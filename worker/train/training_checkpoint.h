@@ -1,6 +1,7 @@
 // Checkpoints of a running training: everything that is needed to go on as if nothing had happened.
 //
-//   FOLDER/step-N/state.safetensors     param.NAME, exp_avg.NAME, exp_avg_sq.NAME for every tensor, f32
+//   FOLDER/step-N/state.safetensors     param.NAME, exp_avg.NAME, exp_avg_sq.NAME for every tensor, f32; NAME has its
+//                                       group's prefix
 //   FOLDER/step-N/trainer_state.json    the fields of TrainerState, checksums of both files
 //
 // A folder appears under its name only when it is complete and on disk. The data position is the step: the order of
@@ -13,6 +14,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -32,15 +34,22 @@ struct TrainerState {
   std::int64_t best_eval_step = 0;
 };
 
+// What is trained side by side and saved together. Prefixes keep the tensor names apart.
+struct CheckpointGroup {
+  std::string prefix;
+  Parameters* parameters = nullptr;
+};
+using CheckpointGroups = std::vector<CheckpointGroup>;
+
 // Writes FOLDER/step-N and removes all but the newest `keep` checkpoints.
-absl::Status SaveCheckpoint(const std::string& folder, const TrainerState& state, const Parameters& parameters,
+absl::Status SaveCheckpoint(const std::string& folder, const TrainerState& state, const CheckpointGroups& groups,
                             std::int64_t keep);
 
-// Loads the newest checkpoint that is whole into `parameters`; each damaged one that it passes over is renamed to
+// Loads the newest checkpoint that is whole into `groups`; each damaged one that it passes over is renamed to
 // FOLDER/damaged-step-N and reported to on_message. Nothing if there is none.
 // kFailedPrecondition: the newest whole checkpoint has another fingerprint: the job's settings or data have changed.
 absl::StatusOr<std::optional<TrainerState>> LoadNewestCheckpoint(
-    const std::string& folder, const std::string& config_fingerprint, Parameters* parameters,
+    const std::string& folder, const std::string& config_fingerprint, const CheckpointGroups& groups,
     const std::function<void(const std::string&)>& on_message);
 
 }  // namespace qst

@@ -24,6 +24,8 @@ struct TrainingContext {
   const ExampleSet* train = nullptr;
   const ExampleSet* eval = nullptr;
   SideNetwork* network = nullptr;
+  // Trained on the same batches with the same settings, as a baseline; null: none.
+  SideNetwork* probe = nullptr;
   MicroBatchQueue* queue = nullptr;
 };
 
@@ -44,7 +46,8 @@ absl::StatusOr<StepResult> RunTrainingStep(const TrainingContext& context, std::
                                            double learning_rate);
 
 struct EvalResult {
-  // causal_lm: loss (mean over targets), perplexity. classification: loss, accuracy.
+  // causal_lm: loss (mean over targets), perplexity. classification: loss, accuracy, majority_share (of the most
+  // frequent label in the set: the accuracy of always guessing it) and, with a probe, probe_accuracy.
   std::map<std::string, double> metrics;
   // Classification, in the order of the set.
   std::vector<std::int32_t> predicted;
