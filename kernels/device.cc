@@ -5,13 +5,13 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <condition_variable>
+#include <mutex>
 #include <thread>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "proto/support/status_macros.h"
 
 namespace qst {
@@ -52,19 +52,21 @@ bool HasAvx2() {
 
 }  // namespace
 
+// Standard mutexes, since the thread sanitizer sees through them; Debian's Abseil is built without its hooks.
+//
 // One job at a time. A job is open from the moment its caller publishes it until the caller itself finds
 // no chunk left; a worker joins only an open job, so the caller never waits for a thread that slept
 // through the whole job.
 struct ThreadPool::State {
   using Body = std::function<void(std::int64_t begin, std::int64_t end)>;
 
-  absl::Mutex call_mutex;  // held by the caller being served
+  std::mutex call_mutex;  // held by the caller being served
 
-  absl::Mutex mutex;
-  absl::CondVar work_published;
-  absl::CondVar all_left;
-  bool is_open ABSL_GUARDED_BY(mutex) = false;
-  bool is_stopping ABSL_GUARDED_BY(mutex) = false;
+  std::mutex mutex;
+  std::condition_variable work_published;
+  std::condition_variable all_left;
+  bool is_open = false;      // guarded by mutex
+  bool is_stopping = false;  // guarded by mutex
 
   // Written under `mutex`; polled without it while spinning.
   std::atomic<std::uint64_t> generation{0};
@@ -94,17 +96,17 @@ struct ThreadPool::State {
         SpinUntil([&] { return generation.load(std::memory_order_acquire) != seen; });
       }
       {
-        absl::MutexLock lock(&mutex);
-        while (generation.load(std::memory_order_relaxed) == seen && !is_stopping) work_published.Wait(&mutex);
+        std::unique_lock<std::mutex> lock(mutex);
+        work_published.wait(lock, [&] { return generation.load(std::memory_order_relaxed) != seen || is_stopping; });
         if (is_stopping) return;
         seen = generation.load(std::memory_order_relaxed);
         if (!is_open) continue;
         num_inside.fetch_add(1, std::memory_order_relaxed);
       }
       RunChunks();
-      absl::MutexLock lock(&mutex);
+      std::lock_guard<std::mutex> lock(mutex);
       // Release: the caller, which may only poll this counter, must see what the bodies wrote.
-      if (num_inside.fetch_sub(1, std::memory_order_release) == 1) all_left.SignalAll();
+      if (num_inside.fetch_sub(1, std::memory_order_release) == 1) all_left.notify_all();
     }
   }
 };
@@ -121,11 +123,11 @@ ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads), state_(std:
 
 ThreadPool::~ThreadPool() {
   {
-    absl::MutexLock lock(&state_->mutex);
+    std::lock_guard<std::mutex> lock(state_->mutex);
     state_->is_stopping = true;
     // Ends the spinning of workers too.
     state_->generation.fetch_add(1, std::memory_order_release);
-    state_->work_published.SignalAll();
+    state_->work_published.notify_all();
   }
   for (std::thread& worker : state_->workers) worker.join();
 }
@@ -142,26 +144,26 @@ void ThreadPool::ParallelFor(std::int64_t n, std::int64_t grain,
   const std::int64_t grains_per_chunk = (num_grains - 1) / (num_threads_ * kChunksPerThread) + 1;
 
   State& s = *state_;
-  absl::MutexLock call_lock(&s.call_mutex);
+  std::lock_guard<std::mutex> call_lock(s.call_mutex);
   s.body = &body;
   s.n = n;
   s.chunk = grains_per_chunk * grain;
   s.next.store(0, std::memory_order_relaxed);
   {
-    absl::MutexLock lock(&s.mutex);
+    std::lock_guard<std::mutex> lock(s.mutex);
     s.is_open = true;
     s.generation.fetch_add(1, std::memory_order_release);
-    s.work_published.SignalAll();
+    s.work_published.notify_all();
   }
   s.RunChunks();
   {
-    absl::MutexLock lock(&s.mutex);
+    std::lock_guard<std::mutex> lock(s.mutex);
     s.is_open = false;
   }
   const auto all_left = [&s] { return s.num_inside.load(std::memory_order_acquire) == 0; };
   if (s.can_spin && SpinUntil(all_left)) return;
-  absl::MutexLock lock(&s.mutex);
-  while (!all_left()) s.all_left.Wait(&s.mutex);
+  std::unique_lock<std::mutex> lock(s.mutex);
+  s.all_left.wait(lock, all_left);
 }
 
 absl::StatusOr<CpuIsa> ResolveIsa(CpuIsa wanted) {
