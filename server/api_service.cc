@@ -13,8 +13,7 @@ namespace {
 template <typename Handle>
 grpc::ServerUnaryReactor* RunOnLoop(ControlLoop* loop, grpc::CallbackServerContext* context, Handle handle) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const bool is_posted =
-      loop->Post([reactor, handle = std::move(handle)] { reactor->Finish(ToGrpcStatus(handle())); });
+  const bool is_posted = loop->Post([reactor, handle = std::move(handle)] { reactor->Finish(ToGrpcStatus(handle())); });
   if (!is_posted) reactor->Finish(ToGrpcStatus(absl::UnavailableError("the coordinator has stopped")));
   return reactor;
 }
@@ -22,8 +21,7 @@ grpc::ServerUnaryReactor* RunOnLoop(ControlLoop* loop, grpc::CallbackServerConte
 }  // namespace
 
 grpc::ServerUnaryReactor* ApiService::SubmitJob(grpc::CallbackServerContext* context,
-                                                const v1::SubmitJobRequest* request,
-                                                v1::SubmitJobResponse* response) {
+                                                const v1::SubmitJobRequest* request, v1::SubmitJobResponse* response) {
   return RunOnLoop(loop_, context, [=]() -> absl::Status {
     QST_RETURN_IF_ERROR(coordinator_->CheckAccepting());
     QST_ASSIGN_OR_RETURN(*response->mutable_job(), coordinator_->jobs().Submit(*request));
@@ -39,8 +37,8 @@ grpc::ServerUnaryReactor* ApiService::GetJob(grpc::CallbackServerContext* contex
   });
 }
 
-grpc::ServerUnaryReactor* ApiService::ListJobs(grpc::CallbackServerContext* context,
-                                               const v1::ListJobsRequest* request, v1::ListJobsResponse* response) {
+grpc::ServerUnaryReactor* ApiService::ListJobs(grpc::CallbackServerContext* context, const v1::ListJobsRequest* request,
+                                               v1::ListJobsResponse* response) {
   return RunOnLoop(loop_, context, [=]() -> absl::Status {
     QST_ASSIGN_OR_RETURN(auto jobs, coordinator_->jobs().List(*request));
     for (v1::Job& job : jobs) *response->add_jobs() = std::move(job);
@@ -49,8 +47,7 @@ grpc::ServerUnaryReactor* ApiService::ListJobs(grpc::CallbackServerContext* cont
 }
 
 grpc::ServerUnaryReactor* ApiService::CancelJob(grpc::CallbackServerContext* context,
-                                                const v1::CancelJobRequest* request,
-                                                v1::CancelJobResponse* response) {
+                                                const v1::CancelJobRequest* request, v1::CancelJobResponse* response) {
   return RunOnLoop(loop_, context, [=]() -> absl::Status {
     QST_ASSIGN_OR_RETURN(*response->mutable_job(), coordinator_->jobs().Cancel(request->job_id()));
     return absl::OkStatus();
@@ -83,8 +80,8 @@ grpc::ServerUnaryReactor* ApiService::ImportModel(grpc::CallbackServerContext* c
   });
 }
 
-grpc::ServerUnaryReactor* ApiService::GetModel(grpc::CallbackServerContext* context,
-                                               const v1::GetModelRequest* request, v1::GetModelResponse* response) {
+grpc::ServerUnaryReactor* ApiService::GetModel(grpc::CallbackServerContext* context, const v1::GetModelRequest* request,
+                                               v1::GetModelResponse* response) {
   return RunOnLoop(loop_, context, [=]() -> absl::Status {
     QST_ASSIGN_OR_RETURN(*response->mutable_model(), coordinator_->models().Get(request->name()));
     return absl::OkStatus();

@@ -28,8 +28,7 @@ class ApiService final : public v1::Coordinator::CallbackService {
                                       v1::CancelJobResponse* response) override;
   grpc::ServerUnaryReactor* ListDatasets(grpc::CallbackServerContext* context, const v1::ListDatasetsRequest* request,
                                          v1::ListDatasetsResponse* response) override;
-  grpc::ServerUnaryReactor* DeleteDataset(grpc::CallbackServerContext* context,
-                                          const v1::DeleteDatasetRequest* request,
+  grpc::ServerUnaryReactor* DeleteDataset(grpc::CallbackServerContext* context, const v1::DeleteDatasetRequest* request,
                                           v1::DeleteDatasetResponse* response) override;
   grpc::ServerUnaryReactor* ImportModel(grpc::CallbackServerContext* context, const v1::ImportModelRequest* request,
                                         v1::ImportModelResponse* response) override;

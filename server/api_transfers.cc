@@ -67,12 +67,7 @@ class UploadReactor : public grpc::ServerReadReactor<v1::UploadDatasetRequest> {
  public:
   UploadReactor(ControlLoop* loop, TaskPool* files, Coordinator* coordinator, const StoreLayout& layout,
                 grpc::CallbackServerContext* context, v1::UploadDatasetResponse* response)
-      : loop_(loop),
-        files_(files),
-        coordinator_(coordinator),
-        layout_(layout),
-        context_(context),
-        response_(response) {
+      : loop_(loop), files_(files), coordinator_(coordinator), layout_(layout), context_(context), response_(response) {
     StartRead(&request_);
   }
 

@@ -41,8 +41,8 @@ absl::Status ParseFlags(int argc, const char* const* argv, bool* wants_help) {
     if (flag == nullptr) return absl::InvalidArgumentError(absl::StrCat("unknown flag --", name, "; see --help"));
     std::string error;
     if (!flag->ParseFrom(value, &error)) {
-      return absl::InvalidArgumentError(absl::StrCat("--", flag->Name(), ": '", value, "' is not a value for it",
-                                                     error.empty() ? "" : ": ", error));
+      return absl::InvalidArgumentError(
+          absl::StrCat("--", flag->Name(), ": '", value, "' is not a value for it", error.empty() ? "" : ": ", error));
     }
   }
   return absl::OkStatus();

@@ -157,9 +157,7 @@ class GetKeyReactor : public grpc::ServerUnaryReactor {
     if (!is_posted) Answer(shared_.get(), absl::UnavailableError("the coordinator has stopped"), response, "");
   }
 
-  void OnCancel() override {
-    Answer(shared_.get(), absl::CancelledError("the caller waits no longer"), nullptr, "");
-  }
+  void OnCancel() override { Answer(shared_.get(), absl::CancelledError("the caller waits no longer"), nullptr, ""); }
   void OnDone() override {
     {
       absl::MutexLock lock(&shared_->mutex);
@@ -193,12 +191,11 @@ grpc::ServerBidiReactor<v1::WorkerReport, v1::WorkerCommand>* ControlService::Se
   return new SessionReactor(loop_, coordinator_);
 }
 
-grpc::ServerUnaryReactor* ControlService::SetKey(grpc::CallbackServerContext* context,
-                                                 const v1::SetKeyRequest* request, v1::SetKeyResponse* /*response*/) {
+grpc::ServerUnaryReactor* ControlService::SetKey(grpc::CallbackServerContext* context, const v1::SetKeyRequest* request,
+                                                 v1::SetKeyResponse* /*response*/) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   const bool is_posted = loop_->Post([this, reactor, request] {
-    reactor->Finish(
-        ToGrpcStatus(coordinator_->rendezvous().Set(request->plan_id(), request->key(), request->value())));
+    reactor->Finish(ToGrpcStatus(coordinator_->rendezvous().Set(request->plan_id(), request->key(), request->value())));
   });
   if (!is_posted) reactor->Finish(ToGrpcStatus(absl::UnavailableError("the coordinator has stopped")));
   return reactor;

@@ -71,7 +71,7 @@ absl::Status Coordinator::OnHello(const v1::Hello& hello, std::shared_ptr<Worker
   }
   QST_ASSIGN_OR_RETURN(const WorkerRegistry::HelloKind kind, registry_.Connect(hello, std::move(link)));
   const bool is_new = kind == WorkerRegistry::HelloKind::kNew;
-  if (is_new) models_.OnWorkerConnected(hello.worker_id());
+  models_.OnWorkerConnected(hello.worker_id(), is_new);
   jobs_.OnHello(hello, is_new);
   generations_.OnHello(hello);
   for (const v1::HostedPart& part : hello.hosted()) {

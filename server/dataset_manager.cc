@@ -14,9 +14,9 @@ namespace qst {
 namespace {
 
 absl::Status NameTaken(const std::string& name) {
-  return absl::AlreadyExistsError(
-      absl::StrCat("the name '", name, "' belongs to another data set; remove it first (`qst dataset rm ", name,
-                   "`) or choose another"));
+  return absl::AlreadyExistsError(absl::StrCat("the name '", name,
+                                               "' belongs to another data set; remove it first (`qst dataset rm ", name,
+                                               "`) or choose another"));
 }
 
 }  // namespace

@@ -41,7 +41,9 @@ class DatasetManager {
   // By name or id. kNotFound names `field` and `qst dataset list`.
   absl::StatusOr<v1::Dataset> Resolve(const std::string& name_or_id, absl::string_view field);
   // Where its content lies.
-  std::string PathOf(const v1::Dataset& dataset) const { return layout_.DatasetPath(dataset.id(), dataset.file_name()); }
+  std::string PathOf(const v1::Dataset& dataset) const {
+    return layout_.DatasetPath(dataset.id(), dataset.file_name());
+  }
 
  private:
   Executor* const executor_;

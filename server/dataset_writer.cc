@@ -29,8 +29,7 @@ absl::StatusOr<std::unique_ptr<DatasetWriter>> DatasetWriter::Create(const Store
   if (descriptor < 0) return absl::ErrnoToStatus(errno, absl::StrCat("cannot make ", upload_path));
   std::unique_ptr<DatasetWriter> writer(
       new DatasetWriter(layout, SanitizeFileName(file_name), upload_path, descriptor));
-  if (writer->hash_->context == nullptr ||
-      EVP_DigestInit_ex(writer->hash_->context, EVP_sha256(), nullptr) != 1) {
+  if (writer->hash_->context == nullptr || EVP_DigestInit_ex(writer->hash_->context, EVP_sha256(), nullptr) != 1) {
     return absl::InternalError("cannot set up sha256");
   }
   return writer;

@@ -139,8 +139,8 @@ bool GenerateManager::TryPlace(Generation* generation) {
   const PlacementDecision decision = Place(generation->request.resources(), *model, registry_->IdleWorkers());
   if (!decision.placed) {
     const WorkerRegistry::Counts counts = registry_->Count();
-    generation->waits_for = absl::StrCat("gave up ", WaitingMessage(decision.needed_workers, counts.registered,
-                                                                    counts.busy));
+    generation->waits_for =
+        absl::StrCat("gave up ", WaitingMessage(decision.needed_workers, counts.registered, counts.busy));
     return false;
   }
   v1::JobPlan plan;
@@ -223,9 +223,9 @@ void GenerateManager::OnWorkerLost(const std::string& worker_id, const std::stri
                                    const std::string& reason) {
   Generation* generation = FindPlan(plan_id);
   if (generation == nullptr) return;
-  Finish(generation->id, absl::UnavailableError(absl::StrCat(registry_->Describe(worker_id), ", hosting ",
-                                                             generation->plan->PartsOf(worker_id),
-                                                             ", was lost: ", reason)));
+  Finish(generation->id,
+         absl::UnavailableError(absl::StrCat(registry_->Describe(worker_id), ", hosting ",
+                                             generation->plan->PartsOf(worker_id), ", was lost: ", reason)));
 }
 
 void GenerateManager::OnHello(const v1::Hello& hello) {
@@ -239,15 +239,15 @@ void GenerateManager::OnHello(const v1::Hello& hello) {
             return hosted.plan_id() == generation.plan->id() &&
                    generation.plan->Find(hello.worker_id(), hosted) == &part;
           });
-      if (!is_hosted) {
+      if (!is_hosted || part.id.is_side()) {
         ended.push_back(id);
         break;
       }
     }
   }
   for (const std::string& id : ended) {
-    Finish(id, absl::UnavailableError(absl::StrCat(registry_->Describe(hello.worker_id()),
-                                                   " lost its connection and came back without its part")));
+    Finish(id, absl::UnavailableError(
+                   absl::StrCat(registry_->Describe(hello.worker_id()), " lost its connection; try again")));
   }
 }
 

@@ -48,7 +48,8 @@ class GenerateManager {
   void OnPartReport(const std::string& worker_id, const v1::PartReport& report);
   void OnReport(const std::string& worker_id, const v1::GenerateReport& report);
   void OnWorkerLost(const std::string& worker_id, const std::string& plan_id, const std::string& reason);
-  // A worker said hello: a part that it should host and does not ends the generation.
+  // A worker said hello. A part that it should host and does not ends the generation, and so does the generator itself:
+  // text may have been lost with the broken stream.
   void OnHello(const v1::Hello& hello);
 
  private:

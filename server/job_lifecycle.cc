@@ -30,10 +30,10 @@ bool MayBeConsequence(int code) {
 }  // namespace
 
 absl::Status JobManager::Recover() {
-  QST_ASSIGN_OR_RETURN(std::vector<JobRecord> records,
-                       services_.store->ListJobs({v1::JOB_STATE_QUEUED, v1::JOB_STATE_PREPARING, v1::JOB_STATE_RUNNING,
-                                                  v1::JOB_STATE_EVALUATING},
-                                                 0));
+  QST_ASSIGN_OR_RETURN(
+      std::vector<JobRecord> records,
+      services_.store->ListJobs(
+          {v1::JOB_STATE_QUEUED, v1::JOB_STATE_PREPARING, v1::JOB_STATE_RUNNING, v1::JOB_STATE_EVALUATING}, 0));
   std::reverse(records.begin(), records.end());
   std::vector<std::string> ids;
   for (JobRecord& record : records) {
@@ -65,8 +65,9 @@ absl::Status JobManager::Recover() {
       services_.executor->PostAfter(options_.recover_grace, [this, plan_id] {
         ActiveJob* recovering = FindPlan(plan_id);
         if (recovering == nullptr || !recovering->is_recovering) return;
-        Requeue(recovering, "the coordinator restarted and not all workers of the job came back; it resumes from its "
-                            "last checkpoint");
+        Requeue(recovering,
+                "the coordinator restarted and not all workers of the job came back; it resumes from its "
+                "last checkpoint");
       });
     }
   }
@@ -227,8 +228,8 @@ void JobManager::OnPartReport(const std::string& worker_id, const v1::PartReport
       part->phase = PartPhase::kReady;
       LogInfo(absl::StrCat("job ", job->id(), ": ", name, " is ready on worker ", worker_id));
       if (job->record.job.state() == v1::JOB_STATE_PREPARING && !job->record.cancel_requested) {
-        SetStatus(job, absl::StrCat("preparing: ", job->plan->NumReady(), " of ", job->plan->parts().size(),
-                                    " parts ready"));
+        SetStatus(
+            job, absl::StrCat("preparing: ", job->plan->NumReady(), " of ", job->plan->parts().size(), " parts ready"));
       }
       break;
     case v1::PART_STATE_FAILED: {
@@ -280,8 +281,9 @@ void JobManager::OnJobReport(const std::string& worker_id, const v1::JobReport& 
   // It comes again, after reconnection, once the held failure is decided.
   if (job->held_failure.has_value()) return;
   if (sequence != stored + 1) {
-    End(job, v1::JOB_STATE_FAILED, absl::StrCat(services_.registry->Describe(worker_id), " sent report ", sequence,
-                                                " after report ", stored, ": reports were lost"));
+    End(job, v1::JOB_STATE_FAILED,
+        absl::StrCat(services_.registry->Describe(worker_id), " sent report ", sequence, " after report ", stored,
+                     ": reports were lost"));
     return;
   }
   if (report.kind_case() == v1::JobReport::kState) {
@@ -306,7 +308,8 @@ absl::Status JobManager::StoreReport(ActiveJob* job, const v1::JobReport& report
     case v1::JobReport::kProgress: {
       *job->record.job.mutable_progress() = report.progress();
       const absl::Time now = services_.executor->Now();
-      const bool is_last = report.progress().total_steps() > 0 && report.progress().step() >= report.progress().total_steps();
+      const bool is_last =
+          report.progress().total_steps() > 0 && report.progress().step() >= report.progress().total_steps();
       if (is_last || now - job->progress_stored >= options_.progress_interval) {
         job->progress_stored = now;
         events.push_back(NewEvent(job));
@@ -404,9 +407,10 @@ void JobManager::OnHello(const v1::Hello& hello, bool is_new) {
       if (job == nullptr || i >= job->plan->parts().size()) break;
       PlanPart& part = job->plan->parts()[i];
       if (part.worker_id != worker_id) continue;
-      const bool is_hosted = std::any_of(hello.hosted().begin(), hello.hosted().end(), [&](const v1::HostedPart& hosted) {
-        return hosted.plan_id() == plan_id && job->plan->Find(worker_id, hosted) == &part;
-      });
+      const bool is_hosted =
+          std::any_of(hello.hosted().begin(), hello.hosted().end(), [&](const v1::HostedPart& hosted) {
+            return hosted.plan_id() == plan_id && job->plan->Find(worker_id, hosted) == &part;
+          });
       if (is_hosted) {
         services_.registry->Assign(worker_id, part.id);
         PartIsBack(job, part);

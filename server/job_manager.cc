@@ -59,8 +59,8 @@ absl::Status JobManager::Save(ActiveJob* job, const std::vector<v1::JobEvent>& e
 absl::Status JobManager::Transition(ActiveJob* job, v1::JobState to, const std::string& message) {
   const v1::JobState from = job->record.job.state();
   if (!IsJobTransitionAllowed(from, to)) {
-    return absl::FailedPreconditionError(absl::StrCat("job ", job->id(), " cannot go from ", JobStateName(from), " to ",
-                                                      JobStateName(to)));
+    return absl::FailedPreconditionError(
+        absl::StrCat("job ", job->id(), " cannot go from ", JobStateName(from), " to ", JobStateName(to)));
   }
   const JobRecord before = job->record;
   const std::int64_t now_ms = absl::ToUnixMillis(services_.executor->Now());
@@ -220,11 +220,11 @@ absl::StatusOr<bool> JobManager::TryPlace(ActiveJob* job) {
   *job->record.job.mutable_placement() = decision.placement;
   job->record.job.set_attempt(job->record.job.attempt() + 1);
   job->record.report_sequence = 0;
-  const absl::Status moved = Transition(
-      job, v1::JOB_STATE_PREPARING,
-      absl::StrCat("placed: ", decision.placement.stages_size(),
-                   decision.placement.stages_size() == 1 ? " stage" : " stages", " and the side network on ",
-                   decision.needed_workers, decision.needed_workers == 1 ? " worker" : " workers"));
+  const absl::Status moved =
+      Transition(job, v1::JOB_STATE_PREPARING,
+                 absl::StrCat("placed: ", decision.placement.stages_size(),
+                              decision.placement.stages_size() == 1 ? " stage" : " stages", " and the side network on ",
+                              decision.needed_workers, decision.needed_workers == 1 ? " worker" : " workers"));
   if (!moved.ok()) {
     // The store is in trouble, not the job: it stays queued.
     job->record = before;

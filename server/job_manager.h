@@ -42,7 +42,7 @@ struct JobManagerOptions {
   // How long after its start the coordinator waits for workers to register before it decides how many there are.
   absl::Duration settle = absl::Seconds(3);
   // Progress events of one job are stored at most so often; the newest progress is always in the job itself.
-  absl::Duration progress_interval = absl::Seconds(2);
+  absl::Duration progress_interval = absl::Seconds(1);
   // A part that fails because its peer died may report it before the peer is missed: the cause is looked for so long.
   absl::Duration failure_hold = absl::Milliseconds(500);
 };

@@ -31,9 +31,9 @@ constexpr std::uint32_t kMaxBlockSize = 4096;
   do {                                                              \
     if (!(message)->has_##field()) (message)->set_##field((value)); \
   } while (false)
-#define QST_DEFAULT_ZERO(message, field, value)                      \
-  do {                                                               \
-    if ((message)->field() == 0) (message)->set_##field((value));    \
+#define QST_DEFAULT_ZERO(message, field, value)                   \
+  do {                                                            \
+    if ((message)->field() == 0) (message)->set_##field((value)); \
   } while (false)
 
 void FillSide(v1::SideConfig* side) {
@@ -111,8 +111,7 @@ bool IsPowerOfTwo(std::uint32_t value) { return value != 0 && (value & (value - 
 
 void CheckBlockSize(std::uint32_t block_size, Violations* violations) {
   if (block_size < kMinBlockSize || block_size > kMaxBlockSize || !IsPowerOfTwo(block_size)) {
-    violations->Add("quantization.block_size",
-                    absl::StrCat("must be a power of two from 64 to 4096, is ", block_size));
+    violations->Add("quantization.block_size", absl::StrCat("must be a power of two from 64 to 4096, is ", block_size));
   }
 }
 
@@ -145,8 +144,8 @@ void CheckData(const v1::DataConfig& data, Violations* violations) {
   violations->RequireKnown("data.format", data.format(), v1::DataFormat_IsValid);
   static constexpr absl::string_view kTemplates[] = {"auto", "alpaca", "chatml", "llama2", "plain"};
   if (std::find(std::begin(kTemplates), std::end(kTemplates), data.template_()) == std::end(kTemplates)) {
-    violations->Add("data.template", absl::StrCat("must be one of ", absl::StrJoin(kTemplates, ", "), ", is '",
-                                                  data.template_(), "'"));
+    violations->Add("data.template",
+                    absl::StrCat("must be one of ", absl::StrJoin(kTemplates, ", "), ", is '", data.template_(), "'"));
   }
   violations->RequireRange("data.max_length", data.max_length(), 1, kMaxTokens);
 }
@@ -225,9 +224,8 @@ absl::Status ValidateResources(const v1::ResourceConfig& resources, absl::string
   violations.RequireRange(absl::StrCat(path, ".stages"), resources.stages(), 0, kMaxStages);
   violations.RequireRange(absl::StrCat(path, ".workers"), resources.workers(), 0, kMaxStages + 1);
   if (resources.stages() > 0 && resources.workers() > resources.stages() + 1) {
-    violations.Add(absl::StrCat(path, ".workers"),
-                   absl::StrCat("must be at most ", path, ".stages + 1 (", resources.stages() + 1, "), is ",
-                                resources.workers()));
+    violations.Add(absl::StrCat(path, ".workers"), absl::StrCat("must be at most ", path, ".stages + 1 (",
+                                                                resources.stages() + 1, "), is ", resources.workers()));
   }
   return violations.ToStatus();
 }
@@ -248,14 +246,14 @@ absl::Status MatchModel(const v1::Model& model, v1::JobSpec* spec) {
                      absl::StrCat("must be ", stored.block_size(), ", is ", wanted->block_size(), hint));
     }
     if (wanted->has_double_quant() && wanted->double_quant() != stored.double_quant()) {
-      violations.Add("quantization.double_quant", absl::StrCat("must be ", stored.double_quant() ? "true" : "false",
-                                                               ", is ", wanted->double_quant() ? "true" : "false",
-                                                               hint));
+      violations.Add("quantization.double_quant",
+                     absl::StrCat("must be ", stored.double_quant() ? "true" : "false", ", is ",
+                                  wanted->double_quant() ? "true" : "false", hint));
     }
   }
   if (model.num_layers() > 0 && spec->resources().stages() > model.num_layers()) {
-    violations.Add("resources.stages", absl::StrCat("must be at most the model's ", model.num_layers(),
-                                                    " layers, is ", spec->resources().stages()));
+    violations.Add("resources.stages", absl::StrCat("must be at most the model's ", model.num_layers(), " layers, is ",
+                                                    spec->resources().stages()));
   }
   QST_RETURN_IF_ERROR(violations.ToStatus());
   *wanted = stored;

@@ -124,8 +124,10 @@ TEST_P(JobSpecViolationTest, NamesTheField) {
 INSTANTIATE_TEST_SUITE_P(
     All, JobSpecViolationTest,
     testing::Values(
-        Violation{"Name", [](v1::JobSpec* s) { s->set_name("a b"); }, "name: must be 1 to 64 of A-Z a-z 0-9 . _ -, is 'a b'"},
-        Violation{"Model", [](v1::JobSpec* s) { s->clear_model(); }, "model: is required: a name from `qst model list`"},
+        Violation{"Name", [](v1::JobSpec* s) { s->set_name("a b"); },
+                  "name: must be 1 to 64 of A-Z a-z 0-9 . _ -, is 'a b'"},
+        Violation{"Model", [](v1::JobSpec* s) { s->clear_model(); },
+                  "model: is required: a name from `qst model list`"},
         Violation{"Train", [](v1::JobSpec* s) { s->mutable_data()->clear_train(); },
                   "data.train: is required: a data set's name or id"},
         Violation{"BatchSize", [](v1::JobSpec* s) { s->mutable_train()->set_batch_size(0); },
@@ -134,11 +136,10 @@ INSTANTIATE_TEST_SUITE_P(
                   "train.batch_size: must be at most 65536, is 1048576"},
         Violation{"Epochs", [](v1::JobSpec* s) { s->mutable_train()->set_epochs(-1); },
                   "train.epochs: must be above 0 and below 1e+06, is -1"},
-        Violation{"LearningRate",
-                  [](v1::JobSpec* s) {
-                    s->mutable_train()->set_learning_rate(std::numeric_limits<double>::quiet_NaN());
-                  },
-                  "train.learning_rate: must be above 0, is nan"},
+        Violation{
+            "LearningRate",
+            [](v1::JobSpec* s) { s->mutable_train()->set_learning_rate(std::numeric_limits<double>::quiet_NaN()); },
+            "train.learning_rate: must be above 0, is nan"},
         Violation{"Beta", [](v1::JobSpec* s) { s->mutable_train()->set_adam_beta2(1); },
                   "train.adam_beta2: must be at least 0 and below 1, is 1"},
         Violation{"Warmup", [](v1::JobSpec* s) { s->mutable_train()->set_warmup_ratio(1.5); },
@@ -149,7 +150,11 @@ INSTANTIATE_TEST_SUITE_P(
                   "train.backbone_batch_tokens: must be at least train.micro_batch_tokens (2048), is 1024"},
         Violation{"Template", [](v1::JobSpec* s) { s->mutable_data()->set_template_("vicuna"); },
                   "data.template: must be one of auto, alpaca, chatml, llama2, plain, is 'vicuna'"},
-        Violation{"Labels", [](v1::JobSpec* s) { s->mutable_task()->add_labels("a"); s->mutable_task()->add_labels("b"); },
+        Violation{"Labels",
+                  [](v1::JobSpec* s) {
+                    s->mutable_task()->add_labels("a");
+                    s->mutable_task()->add_labels("b");
+                  },
                   "task.labels: only for classification, task.type is causal_lm"},
         Violation{"LabelTwice",
                   [](v1::JobSpec* s) {
@@ -200,9 +205,10 @@ TEST(MatchModelTest, AnythingElseThanWhatIsStoredIsRefused) {
   spec.mutable_quantization()->set_block_size(128);
   spec.mutable_quantization()->set_double_quant(false);
   const absl::Status status = MatchModel(StoredModel(), &spec);
-  EXPECT_THAT(status, StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("quantization.type: must be nf4, is fp4")));
-  EXPECT_THAT(status, StatusIs(absl::StatusCode::kInvalidArgument,
-                               HasSubstr("quantization.block_size: must be 64, is 128")));
+  EXPECT_THAT(status,
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("quantization.type: must be nf4, is fp4")));
+  EXPECT_THAT(status,
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("quantization.block_size: must be 64, is 128")));
   EXPECT_THAT(status, StatusIs(absl::StatusCode::kInvalidArgument,
                                HasSubstr("quantization.double_quant: must be true, is false")));
 }

@@ -7,9 +7,9 @@
 //                          |             +---- done ---> SUCCEEDED <----- done --------|-+
 //                          +---------------- evaluation before the first step ---------+
 //
-//   PREPARING, RUNNING, EVALUATING  -> QUEUED      the coordinator restarted and the job's workers did not all come back
-//   QUEUED and the three            -> CANCELLED   on request
-//   QUEUED and the three            -> FAILED      an error, a lost worker, or (QUEUED) what it needs is gone
+//   PREPARING, RUNNING, EVALUATING  -> QUEUED      the coordinator restarted and the job's workers did not all come
+//   back QUEUED and the three            -> CANCELLED   on request QUEUED and the three            -> FAILED      an
+//   error, a lost worker, or (QUEUED) what it needs is gone
 //
 // SUCCEEDED, CANCELLED and FAILED are final.
 #ifndef QST_SERVER_JOB_STATE_H_

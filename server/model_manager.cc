@@ -12,6 +12,9 @@
 namespace qst {
 namespace {
 
+// Importers report every fraction of a second.
+constexpr absl::Duration kSilentImport = absl::Seconds(5);
+
 absl::Status NoSuchModel(const std::string& name) {
   return absl::NotFoundError(absl::StrCat("no model '", name, "' in the store; see `qst model list`"));
 }
@@ -39,7 +42,8 @@ ModelManager::ModelManager(Executor* executor, JobStore* store, WorkerRegistry* 
 absl::Status ModelManager::Recover() {
   QST_ASSIGN_OR_RETURN(std::vector<ModelRecord> records, store_->ListModels());
   std::sort(records.begin(), records.end(), [](const ModelRecord& a, const ModelRecord& b) {
-    return (a.pending.has_value() ? a.pending->created_ms() : 0) < (b.pending.has_value() ? b.pending->created_ms() : 0);
+    return (a.pending.has_value() ? a.pending->created_ms() : 0) <
+           (b.pending.has_value() ? b.pending->created_ms() : 0);
   });
   std::vector<std::string> pending_paths;
   for (const ModelRecord& record : records) pending_paths.push_back(record.pending_path);
@@ -240,15 +244,19 @@ void ModelManager::Schedule() {
       continue;
     }
     registry_->SetImport(worker_id, record->name);
-    v1::WorkerCommand command;
-    v1::ImportCommand* import = command.mutable_import();
-    import->set_name(record->name);
-    import->set_source_path(record->pending->source_path());
-    import->set_destination_path(record->pending_path);
-    *import->mutable_quantization() = record->pending->quantization();
     LogInfo(absl::StrCat("model ", record->name, ": import starts on ", registry_->Describe(worker_id)));
-    registry_->Send(worker_id, command);
+    SendImport(*record);
   }
+}
+
+void ModelManager::SendImport(const ModelRecord& record) {
+  v1::WorkerCommand command;
+  v1::ImportCommand* import = command.mutable_import();
+  import->set_name(record.name);
+  import->set_source_path(record.pending->source_path());
+  import->set_destination_path(record.pending_path);
+  *import->mutable_quantization() = record.pending->quantization();
+  registry_->Send(record.pending_worker_id, command);
 }
 
 void ModelManager::OnReport(const std::string& worker_id, const v1::ModelReport& report) {
@@ -258,11 +266,13 @@ void ModelManager::OnReport(const std::string& worker_id, const v1::ModelReport&
   const bool is_known = record.ok() && IsImporting(*record) && record->pending_worker_id == worker_id;
   // Worker and record first: Save and SetImport call back into scheduling.
   recovered_.erase(reported.name());
+  ++num_reports_[reported.name()];
   absl::Status status;
   if (!is_known) {
-    LogWarning(absl::StrCat(registry_->Describe(worker_id), " reports on model '", reported.name(),
-                            "', which it was not asked to import (any more)"));
+    // Workers repeat the outcome of their imports whenever they connect.
     if (!is_over) {
+      LogWarning(absl::StrCat(registry_->Describe(worker_id), " imports model '", reported.name(),
+                              "', which it was not asked to (any more): told to stop"));
       v1::WorkerCommand command;
       command.mutable_cancel_import()->set_name(reported.name());
       registry_->Send(worker_id, command);
@@ -279,7 +289,12 @@ void ModelManager::OnReport(const std::string& worker_id, const v1::ModelReport&
     status = Save(*record);
   }
   if (!status.ok()) LogError(absl::StrCat("model ", reported.name(), ": ", status.ToString()));
-  registry_->SetImport(worker_id, is_over ? "" : reported.name());
+  // A late word on another import than the present one says nothing about that.
+  if (!is_over) {
+    registry_->SetImport(worker_id, reported.name());
+  } else if (registry_->ImportOf(worker_id) == reported.name()) {
+    registry_->SetImport(worker_id, "");
+  }
 }
 
 absl::Status ModelManager::Finish(ModelRecord record, v1::Model reported) {
@@ -299,8 +314,8 @@ absl::Status ModelManager::Finish(ModelRecord record, v1::Model reported) {
   record.pending_path.clear();
   record.pending_worker_id.clear();
   replacing_.erase(record.name);
-  LogInfo(absl::StrCat("model ", record.name, ": ready, ", ready.architecture(), ", ", ready.num_layers(),
-                       " layers, ", ready.stored_bytes(), " bytes"));
+  LogInfo(absl::StrCat("model ", record.name, ": ready, ", ready.architecture(), ", ", ready.num_layers(), " layers, ",
+                       ready.stored_bytes(), " bytes"));
   return Save(record);
 }
 
@@ -320,15 +335,24 @@ void ModelManager::OnWorkerLost(const std::string& worker_id, const std::string&
   absl::StatusOr<ModelRecord> record = Find(model);
   if (!record.ok() || !IsImporting(*record) || record->pending_worker_id != worker_id) return;
   recovered_.erase(model);
-  const absl::Status status = Fail(*std::move(record), absl::StrCat(registry_->Describe(worker_id),
-                                                                    ", which imported it, was lost: ", reason));
+  const absl::Status status =
+      Fail(*std::move(record), absl::StrCat(registry_->Describe(worker_id), ", which imported it, was lost: ", reason));
   if (!status.ok()) LogError(absl::StrCat("model ", model, ": ", status.ToString()));
 }
 
-void ModelManager::OnWorkerConnected(const std::string& worker_id) {
+void ModelManager::OnWorkerConnected(const std::string& worker_id, bool is_new) {
   for (const auto& [name, expected_worker] : recovered_) {
-    if (expected_worker == worker_id) registry_->SetImport(worker_id, name);
+    if (is_new && expected_worker == worker_id) registry_->SetImport(worker_id, name);
   }
+  const std::string importing = registry_->ImportOf(worker_id);
+  if (is_new || importing.empty()) return;
+  executor_->PostAfter(kSilentImport, [this, worker_id, importing, num_reports = num_reports_[importing]] {
+    if (num_reports_[importing] != num_reports || registry_->ImportOf(worker_id) != importing) return;
+    const absl::StatusOr<ModelRecord> record = Find(importing);
+    if (!record.ok() || !IsImporting(*record) || record->pending_worker_id != worker_id) return;
+    LogInfo(absl::StrCat("model ", importing, ": ", registry_->Describe(worker_id), " is told again to import it"));
+    SendImport(*record);
+  });
 }
 
 }  // namespace qst

@@ -60,8 +60,9 @@ class ModelManager {
   void Schedule();
   void OnReport(const std::string& worker_id, const v1::ModelReport& report);
   void OnWorkerLost(const std::string& worker_id, const std::string& model, const std::string& reason);
-  // A worker of an earlier coordinator is back: it may be importing still.
-  void OnWorkerConnected(const std::string& worker_id);
+  // A worker said hello. One that is new to this coordinator may be importing still for an earlier one; one that came
+  // back may have lost its command with the broken stream.
+  void OnWorkerConnected(const std::string& worker_id, bool is_new);
 
  private:
   struct Waiter {
@@ -70,6 +71,7 @@ class ModelManager {
     Callback callback;
   };
 
+  void SendImport(const ModelRecord& record);
   absl::Status Fail(ModelRecord record, const std::string& message);
   absl::Status Finish(ModelRecord record, v1::Model reported);
   absl::Status Save(const ModelRecord& record);
@@ -90,6 +92,8 @@ class ModelManager {
   std::map<std::string, std::string> recovered_;
   std::map<std::string, bool> replacing_;
   std::map<std::string, std::uint64_t> versions_;
+  // Reports on imports, to see whether a worker says anything.
+  std::map<std::string, std::uint64_t> num_reports_;
   std::map<std::uint64_t, Waiter> waiters_;
   std::uint64_t next_handle_ = 1;
 };

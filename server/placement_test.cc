@@ -101,8 +101,9 @@ TEST(SplitLayersTest, NoOtherSplitHasACheaperDearestStage) {
       ASSERT_GE(*std::min_element(sizes.begin(), sizes.end()), 1u);
       double best = std::numeric_limits<double>::infinity();
       std::vector<std::uint32_t> prefix;
-      ForEachSplit(static_cast<std::uint32_t>(costs.size()), stages, &prefix,
-                   [&](const std::vector<std::uint32_t>& split) { best = std::min(best, Dearest(costs, first, split)); });
+      ForEachSplit(
+          static_cast<std::uint32_t>(costs.size()), stages, &prefix,
+          [&](const std::vector<std::uint32_t>& split) { best = std::min(best, Dearest(costs, first, split)); });
       EXPECT_DOUBLE_EQ(Dearest(costs, first, sizes), best) << "round " << round << ", stages " << stages;
     }
   }

@@ -441,7 +441,8 @@ TEST_F(ServerJobsTest, ASpecThatCannotRunIsRefusedAndNamesTheField) {
   MakeDataset("d");
   v1::JobSpec spec = Spec(1, 1);
   spec.mutable_train()->set_learning_rate(-1);
-  EXPECT_THAT(Submit(spec), StatusIs(absl::StatusCode::kInvalidArgument, "train.learning_rate: must be above 0, is -1"));
+  EXPECT_THAT(Submit(spec),
+              StatusIs(absl::StatusCode::kInvalidArgument, "train.learning_rate: must be above 0, is -1"));
   spec = Spec(7, 0);
   EXPECT_THAT(Submit(spec), StatusIs(absl::StatusCode::kInvalidArgument,
                                      "resources.stages: must be at most the model's 6 layers, is 7"));

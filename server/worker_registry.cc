@@ -14,6 +14,11 @@ namespace {
 constexpr absl::Duration kKeepLost = absl::Minutes(10);
 constexpr int kHeartbeatsPerLease = 5;
 
+// w2 before w10, whoever registered first: the same cluster gets the same placements every day.
+bool ComesBefore(const std::string& a, const std::string& b) {
+  return a.size() != b.size() ? a.size() < b.size() : a < b;
+}
+
 bool IsSamePart(const v1::HostedPart& a, const v1::HostedPart& b) {
   return a.plan_id() == b.plan_id() && a.is_side() == b.is_side() && (a.is_side() || a.stage() == b.stage());
 }
@@ -52,8 +57,8 @@ absl::StatusOr<WorkerRegistry::HelloKind> WorkerRegistry::Connect(const v1::Hell
   if (Entry* known = Find(hello.worker_id()); known != nullptr) {
     const bool is_same_process = known->hello.incarnation() == hello.incarnation();
     if (!is_same_process && known->link != nullptr) {
-      return absl::AlreadyExistsError(absl::StrCat("the id of ", Describe(hello.worker_id()),
-                                                   " is in use: start this worker with another --id"));
+      return absl::AlreadyExistsError(
+          absl::StrCat("the id of ", Describe(hello.worker_id()), " is in use: start this worker with another --id"));
     }
     if (is_same_process && !known->is_lost) {
       kind = HelloKind::kReturned;
@@ -65,7 +70,6 @@ absl::StatusOr<WorkerRegistry::HelloKind> WorkerRegistry::Connect(const v1::Hell
   Entry& entry = workers_[hello.worker_id()];
   if (kind == HelloKind::kNew) {
     entry = Entry();
-    entry.number = next_number_++;
     entry.registered = now;
   }
   entry.hello = hello;
@@ -125,7 +129,8 @@ void WorkerRegistry::Tick() {
   const absl::Duration stood_still = now - last_tick_;
   last_tick_ = now;
   if (stood_still > options_.lease / 2) {
-    LogWarning(absl::StrCat("the coordinator stood still for ", absl::FormatDuration(stood_still), ": leases extended"));
+    LogWarning(
+        absl::StrCat("the coordinator stood still for ", absl::FormatDuration(stood_still), ": leases extended"));
     for (auto& [id, entry] : workers_) {
       entry.last_seen += stood_still;
       if (entry.away_since.has_value()) *entry.away_since += stood_still;
@@ -174,13 +179,11 @@ void WorkerRegistry::MarkLost(Entry* entry, const std::string& reason) {
 }
 
 std::vector<std::string> WorkerRegistry::IdleWorkers() const {
-  std::vector<const Entry*> idle;
-  for (const auto& [id, entry] : workers_) {
-    if (entry.link != nullptr && !IsBusy(entry)) idle.push_back(&entry);
-  }
-  std::sort(idle.begin(), idle.end(), [](const Entry* a, const Entry* b) { return a->number < b->number; });
   std::vector<std::string> ids;
-  for (const Entry* entry : idle) ids.push_back(entry->hello.worker_id());
+  for (const auto& [id, entry] : workers_) {
+    if (entry.link != nullptr && !IsBusy(entry)) ids.push_back(id);
+  }
+  std::sort(ids.begin(), ids.end(), ComesBefore);
   return ids;
 }
 
@@ -213,7 +216,8 @@ std::string WorkerRegistry::Describe(const std::string& worker_id) const {
 std::vector<v1::Worker> WorkerRegistry::List() const {
   std::vector<const Entry*> entries;
   for (const auto& [id, entry] : workers_) entries.push_back(&entry);
-  std::sort(entries.begin(), entries.end(), [](const Entry* a, const Entry* b) { return a->number < b->number; });
+  std::sort(entries.begin(), entries.end(),
+            [](const Entry* a, const Entry* b) { return ComesBefore(a->hello.worker_id(), b->hello.worker_id()); });
   std::vector<v1::Worker> workers;
   for (const Entry* entry : entries) {
     v1::Worker& worker = workers.emplace_back();

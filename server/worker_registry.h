@@ -79,7 +79,7 @@ class WorkerRegistry {
   // Looks for leases and graces that ran out; called regularly.
   void Tick();
 
-  // Connected and free, in order of registration.
+  // Connected and free, by id: w2 before w10.
   std::vector<std::string> IdleWorkers() const;
   Counts Count() const;
   bool IsLost(const std::string& worker_id) const;
@@ -115,13 +115,12 @@ class WorkerRegistry {
   struct Entry {
     v1::Hello hello;
     std::shared_ptr<WorkerLink> link;  // null while away
-    std::uint64_t number = 0;          // order of registration
     absl::Time registered;
     absl::Time last_seen;
     std::optional<absl::Time> away_since;
     bool is_lost = false;
     v1::Heartbeat memory;
-    std::string model;                // import
+    std::string model;        // import
     std::vector<Part> parts;  // of one plan
     bool is_releasing = false;
     absl::Time release_started;
@@ -140,7 +139,6 @@ class WorkerRegistry {
   const WorkerRegistryOptions options_;
   Events events_;
   std::map<std::string, Entry> workers_;
-  std::uint64_t next_number_ = 0;
   absl::Time last_tick_;
 };
 

@@ -61,8 +61,7 @@ SqliteStatement& SqliteStatement::BindTextOrNull(absl::string_view value) {
 
 SqliteStatement& SqliteStatement::BindProto(const google::protobuf::MessageLite& value) {
   const std::string bytes = value.SerializeAsString();
-  const int result =
-      sqlite3_bind_blob64(statement_, next_parameter_++, bytes.data(), bytes.size(), SQLITE_TRANSIENT);
+  const int result = sqlite3_bind_blob64(statement_, next_parameter_++, bytes.data(), bytes.size(), SQLITE_TRANSIENT);
   if (bind_result_ == SQLITE_OK) bind_result_ = result;
   return *this;
 }

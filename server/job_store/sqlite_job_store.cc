@@ -120,9 +120,9 @@ absl::Status SqliteJobStore::Migrate() {
     if (has_row) version = static_cast<int>(statement.Int(0));
   }
   if (version > kSchemaVersion) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the store has schema version ", version, ", this coordinator knows up to ", kSchemaVersion,
-                     ": use the newer coordinator that made it"));
+    return absl::FailedPreconditionError(absl::StrCat("the store has schema version ", version,
+                                                      ", this coordinator knows up to ", kSchemaVersion,
+                                                      ": use the newer coordinator that made it"));
   }
   if (version == kSchemaVersion) return transaction.Commit();
   for (; version < kSchemaVersion; ++version) QST_RETURN_IF_ERROR(connection_->Execute(kMigrations[version]));
@@ -186,8 +186,7 @@ absl::Status SqliteJobStore::UpdateJob(const JobRecord& record, const std::vecto
   QST_RETURN_IF_ERROR(transaction.Begin());
   std::uint64_t stored_sequence = 0;
   {
-    QST_ASSIGN_OR_RETURN(SqliteStatement select,
-                         connection_->Prepare("SELECT last_sequence FROM jobs WHERE id = ?"));
+    QST_ASSIGN_OR_RETURN(SqliteStatement select, connection_->Prepare("SELECT last_sequence FROM jobs WHERE id = ?"));
     select.BindText(record.job.id());
     QST_ASSIGN_OR_RETURN(const bool has_row, select.Step());
     if (!has_row) return absl::NotFoundError(absl::StrCat("no job '", record.job.id(), "'"));
@@ -231,8 +230,8 @@ absl::StatusOr<std::optional<JobRecord>> SqliteJobStore::FindJobByRequest(const 
 
 absl::StatusOr<std::vector<JobRecord>> SqliteJobStore::ListJobs(const std::vector<v1::JobState>& states,
                                                                 std::uint32_t limit) {
-  QST_ASSIGN_OR_RETURN(SqliteStatement select,
-                       connection_->Prepare(absl::StrCat("SELECT ", kJobColumns, ", state FROM jobs ORDER BY number DESC")));
+  QST_ASSIGN_OR_RETURN(SqliteStatement select, connection_->Prepare(absl::StrCat(
+                                                   "SELECT ", kJobColumns, ", state FROM jobs ORDER BY number DESC")));
   std::vector<JobRecord> records;
   while (limit == 0 || records.size() < limit) {
     QST_ASSIGN_OR_RETURN(const bool has_row, select.Step());
@@ -339,8 +338,9 @@ absl::Status SqliteJobStore::DeleteDataset(const std::string& id) {
 
 absl::Status SqliteJobStore::PutModel(const ModelRecord& record) {
   QST_RETURN_IF_ERROR(SetDurability(Durability::kSynced));
-  QST_ASSIGN_OR_RETURN(SqliteStatement put, connection_->Prepare("INSERT OR REPLACE INTO models (name, ready, pending, "
-                                                                 "pending_path, pending_worker_id) VALUES (?, ?, ?, ?, ?)"));
+  QST_ASSIGN_OR_RETURN(SqliteStatement put,
+                       connection_->Prepare("INSERT OR REPLACE INTO models (name, ready, pending, "
+                                            "pending_path, pending_worker_id) VALUES (?, ?, ?, ?, ?)"));
   put.BindText(record.name);
   record.ready.has_value() ? put.BindProto(*record.ready) : put.BindNull();
   record.pending.has_value() ? put.BindProto(*record.pending) : put.BindNull();

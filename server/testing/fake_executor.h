@@ -2,6 +2,7 @@
 #ifndef QST_SERVER_TESTING_FAKE_EXECUTOR_H_
 #define QST_SERVER_TESTING_FAKE_EXECUTOR_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -45,6 +46,9 @@ class FakeExecutor : public Executor {
     }
     now_ = end;
   }
+
+  // Time passes without anything being run, as for a process that is suspended.
+  void JumpTo(absl::Time time) { now_ = time; }
 
  private:
   absl::Time now_ = absl::FromUnixSeconds(1'700'000'000);
