@@ -365,7 +365,10 @@ TEST_F(CliTest, ModelImportFollowsToItsEnd) {
   v1::Model importing, ready, failed;
   importing.set_name("tiny");
   importing.set_state(v1::MODEL_STATE_IMPORTING);
-  importing.set_status_message("layer 1");
+  importing.set_status_message("waits for a worker");
+  v1::Model half = importing;
+  half.set_bytes_done(512);
+  half.set_bytes_total(1024);
   ready = importing;
   ready.set_state(v1::MODEL_STATE_READY);
   ready.set_num_parameters(134515008);
@@ -374,11 +377,12 @@ TEST_F(CliTest, ModelImportFollowsToItsEnd) {
   failed.set_status_message("truncated at byte 12");
   const std::string path = WriteFile("My Model.gguf", "x");
   FakeCoordinator::Script script;
-  script.model_changes = {importing, ready};
+  script.model_changes = {importing, half, half, ready};
   coordinator_.SetScript(script);
   const Result result = Run({"model", "import", path, "--quantization=fp4", "--block-size=128", "--no-double-quant"});
   EXPECT_EQ(result.status, 0) << result.err;
-  EXPECT_THAT(result.out, AllOf(HasSubstr("importing: layer 1\n"), HasSubstr("134.5 M")));
+  EXPECT_THAT(result.out, AllOf(StartsWith("importing: waits for a worker\nimporting: 50%  512 B / 1.0 KiB\nname "),
+                                HasSubstr("134.5 M")));
   const v1::ImportModelRequest request = coordinator_.imports().at(0);
   EXPECT_EQ(request.name(), "My-Model");
   EXPECT_EQ(request.source_path(), path);

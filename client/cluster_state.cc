@@ -106,8 +106,12 @@ std::optional<std::string> CurrentAddress(const GetEnv& getenv) {
   const std::string store = CurrentStore(getenv);
   if (store.empty()) return std::nullopt;
   const auto state = LoadClusterState(store);
-  if (!state.ok() || !state->has_value() || !(*state)->IsMemberAlive("coordinator")) return std::nullopt;
-  return (*state)->address;
+  if (!state.ok() || !state->has_value()) return std::nullopt;
+  // With workers alive, a dead coordinator will come back there.
+  for (const ClusterMember& member : (*state)->members) {
+    if ((*state)->IsMemberAlive(member.name)) return (*state)->address;
+  }
+  return std::nullopt;
 }
 
 }  // namespace qst

@@ -50,7 +50,7 @@ absl::Status SaveClusterState(const ClusterState& state);
 std::string CurrentStore(const GetEnv& getenv);
 absl::Status SetCurrentStore(const GetEnv& getenv, const std::string& store);
 
-// Address of the current cluster if its coordinator runs.
+// Address of the current cluster's coordinator, if any of its processes runs.
 std::optional<std::string> CurrentAddress(const GetEnv& getenv);
 
 }  // namespace qst

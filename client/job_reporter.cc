@@ -29,13 +29,7 @@ void JobReporter::OnEvent(const v1::JobEvent& event) {
   }
   switch (event.kind_case()) {
     case v1::JobEvent::kState:
-      live_.Print(absl::StrCat(StateName(event.state().to()), event.state().message().empty() ? "" : "  ",
-                               OneLine(event.state().message())));
-      if (IsFinal(view_.state)) {
-        live_.Clear();
-      } else {
-        live_.Refresh(TerminalLine(view_, options_.width));
-      }
+      OnState(event.state());
       break;
     case v1::JobEvent::kMetricsJson: {
       const std::string line = EvaluationLine(event.metrics_json());
@@ -51,6 +45,17 @@ void JobReporter::OnEvent(const v1::JobEvent& event) {
     case v1::JobEvent::KIND_NOT_SET:
       break;
   }
+}
+
+void JobReporter::OnState(const v1::StateChange& change) {
+  // A terminal's live line shows these two, between which a job goes back and forth.
+  const bool is_shown =
+      options_.is_terminal && (change.to() == v1::JOB_STATE_RUNNING || change.to() == v1::JOB_STATE_EVALUATING);
+  if (!is_shown) {
+    live_.Clear();
+    live_.Print(absl::StrCat(StateName(change.to()), change.message().empty() ? "" : "  ", OneLine(change.message())));
+  }
+  if (!IsFinal(view_.state)) live_.Refresh(TerminalLine(view_, options_.width));
 }
 
 void JobReporter::OnProgress(int64_t time_ms) {

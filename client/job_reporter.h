@@ -19,7 +19,8 @@ struct ReporterOptions {
   int width = 80;
 };
 
-// Permanent lines: state changes, evaluations, messages. Progress: refreshed in place on a terminal; else a line
+// Permanent lines: state changes (on a terminal, but for running and evaluating, which the refreshed line shows),
+// evaluations, messages. Progress: refreshed in place on a terminal; else a line
 // whenever another tenth of the steps is done, or 5 s (by the events' own times) have passed.
 class JobReporter {
  public:
@@ -37,6 +38,7 @@ class JobReporter {
   const JobView& view() const { return view_; }
 
  private:
+  void OnState(const v1::StateChange& change);
   void OnProgress(int64_t time_ms);
 
   std::ostream& out_;

@@ -183,6 +183,8 @@ TEST_F(LocalClusterTest, CurrentClusterIsFoundByLaterCommands) {
   EXPECT_EQ(CurrentStore(getenv), options_.store);
   EXPECT_EQ(CurrentAddress(getenv), up->state.address);
   Kill(up->state, "coordinator");
+  EXPECT_EQ(CurrentAddress(getenv), up->state.address);
+  QST_ASSERT_OK(BringDown(options_.store, absl::Seconds(10), Say()));
   EXPECT_EQ(CurrentAddress(getenv), std::nullopt);
 }
 

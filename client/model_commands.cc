@@ -1,4 +1,5 @@
 // model import, list, show, rm.
+#include <algorithm>
 #include <filesystem>
 
 #include "absl/strings/ascii.h"
@@ -104,6 +105,7 @@ absl::Status RunImport(CommandContext& context) {
   };
   absl::StatusOr<v1::Model> model = absl::UnknownError("");
   std::string last_status;
+  int last_tenth = -1;
   {
     InterruptScope interrupts(context.env.catch_interrupts, [&canceller] { canceller.Cancel(); });
     model = context.client.WatchModel(name, options, [&](const v1::Model& now) {
@@ -113,9 +115,15 @@ absl::Status RunImport(CommandContext& context) {
         context.env.out << JsonLine(line) << std::endl;
       } else if (now.state() == v1::MODEL_STATE_IMPORTING) {
         live.Refresh(ModelLine(now, context.env.width));
-        if (!context.env.is_terminal && now.status_message() != last_status && !now.status_message().empty()) {
+        // Without a terminal: what it waits for, then a line for every tenth.
+        const int tenth = now.bytes_total() == 0 ? -1 : static_cast<int>(10 * now.bytes_done() / now.bytes_total());
+        if (!context.env.is_terminal && tenth < 0 && now.status_message() != last_status) {
           live.Print(absl::StrCat("importing: ", OneLine(now.status_message())));
+        } else if (!context.env.is_terminal && tenth > last_tenth) {
+          live.Print(absl::StrCat("importing: ", 10 * tenth, "%  ", FormatBytes(now.bytes_done()), " / ",
+                                  FormatBytes(now.bytes_total())));
         }
+        last_tenth = std::max(last_tenth, tenth);
         last_status = now.status_message();
       }
     });

@@ -107,11 +107,14 @@ TEST(JobReporterTest, TerminalKeepsOneLineBelowThePermanentOnes) {
   reporter.OnEvent(evaluation);
   // The evaluation takes the line's place, and the line is drawn again below it.
   EXPECT_THAT(out.str(), EndsWith("\r\x1b[Kevaluation at step 2: loss 1.500\n" + TerminalLine(reporter.view(), 90)));
+  reporter.OnEvent(StateEvent(v1::JOB_STATE_EVALUATING));
+  EXPECT_THAT(out.str(), EndsWith("\r\x1b[K" + TerminalLine(reporter.view(), 90)));
+  EXPECT_THAT(out.str(), Not(HasSubstr("EVALUATING\n")));
   reporter.OnEvent(StateEvent(v1::JOB_STATE_SUCCEEDED));
-  EXPECT_THAT(out.str(), HasSubstr("\r\x1b[KSUCCEEDED\n"));
+  EXPECT_THAT(out.str(), EndsWith("\r\x1b[KSUCCEEDED\n"));
   const std::string before = out.str();
   reporter.Finish();
-  EXPECT_TRUE(out.str() == before || out.str() == before + "\r\x1b[K");
+  EXPECT_EQ(out.str(), before);
   EXPECT_EQ(reporter.state(), v1::JOB_STATE_SUCCEEDED);
 }
 

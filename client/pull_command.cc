@@ -47,8 +47,9 @@ std::vector<Command> PullCommands() {
   pull.min_arguments = pull.max_arguments = 1;
   pull.flags = {{"output", 'o', FlagKind::kString, "DIR", "", "folder to write to (default: the job's id)"}};
   pull.details =
-      "Writes side_network.safetensors, side_config.json, metrics.jsonl and job.yaml. A file appears only when it is\n"
-      "whole, and replaces one of its name. JOB is an id, the beginning of one, or a name (its newest job).";
+      "Writes side_network.safetensors, side_config.json, metrics.jsonl, job.yaml and what else the job has left.\n"
+      "A file appears only when it is whole, and replaces one of its name. JOB is an id, the beginning of one, or\n"
+      "a name (its newest job).";
   pull.examples = {"qst pull topics -o topics-result"};
   pull.run = RunPull;
   return {pull};
