@@ -135,7 +135,10 @@ void Host::BeginPart(const v1::HostPart& command) {
   Plan& plan = it->second;
   PartContext context = context_;
   if (plan.hub == nullptr) {
-    if (plans_.size() == 1) ResetPeakMemory();
+    if (plans_.size() == 1) {
+      ResetPeakMemory();
+      context_.memory->SetBase(ReadProcessMemory().resident_bytes);
+    }
     std::vector<std::string> names;
     for (int rank = 0; rank <= command.plan().stages_size(); ++rank) names.push_back(RankName(command.plan(), rank));
     plan.hub = InprocHub::Create(std::move(names));

@@ -20,12 +20,17 @@
 
 namespace qst {
 
-// What the process may use, by calculation: what it used before it hosted anything, and what each part asked for.
-// Thread-safe.
+// What the process may use, by calculation: what it used before it hosted anything, what running code takes besides
+// (pages of libraries, stacks, connections), and what each part asked for. Thread-safe.
 class MemoryBudget {
  public:
   explicit MemoryBudget(std::int64_t base_bytes) : base_bytes_(base_bytes) {}
 
+  // A plan begins on a worker that hosts nothing.
+  void SetBase(std::int64_t base_bytes) {
+    absl::MutexLock lock(&mutex_);
+    base_bytes_ = base_bytes;
+  }
   void Set(const std::string& part, std::int64_t bytes) {
     absl::MutexLock lock(&mutex_);
     parts_[part] = bytes;
@@ -36,14 +41,16 @@ class MemoryBudget {
   }
   std::int64_t total_bytes() const {
     absl::MutexLock lock(&mutex_);
-    std::int64_t total = base_bytes_;
+    std::int64_t total = base_bytes_ + (parts_.empty() ? 0 : kRunningCodeBytes);
     for (const auto& [part, bytes] : parts_) total += bytes;
     return total;
   }
 
  private:
-  const std::int64_t base_bytes_;
+  static constexpr std::int64_t kRunningCodeBytes = 4 << 20;
+
   mutable absl::Mutex mutex_;
+  std::int64_t base_bytes_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, std::int64_t> parts_ ABSL_GUARDED_BY(mutex_);
 };
 
