@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/match.h"
+#include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 
 namespace qst {
@@ -35,9 +36,13 @@ std::string TextStream::Add(std::int32_t token) {
 }
 
 std::string TextStream::Finish() {
-  const std::string before = TextOf(num_context_);
+  const std::string context = TextOf(num_context_);
   std::string text = TextOf(tokens_.size());
-  // Decoding is left to right, so what was there stays; should a decoder ever differ, the tokens' own text is shown.
+  absl::string_view before = context;
+  // Decoding is left to right, so what was there stays; only a context that ends inside a character shows what the
+  // next tokens may turn into one.
+  while (!absl::StartsWith(text, before) && absl::ConsumeSuffix(&before, kReplacement)) {
+  }
   if (absl::StartsWith(text, before)) text.erase(0, before.size());
   num_context_ = std::min(tokens_.size(), kContextTokens);
   tokens_.erase(tokens_.begin(), tokens_.end() - static_cast<std::ptrdiff_t>(num_context_));
