@@ -156,7 +156,8 @@ absl::StatusOr<SideNetworkConfig> ResolveSideConfig(const v1::SideConfig& side, 
   if (config.is_classification()) config.labels = labels;
   config.preset = side.preset() == v1::SIDE_PRESET_UNSPECIFIED ? v1::SIDE_PRESET_TUNED : side.preset();
   const bool is_reference = config.preset == v1::SIDE_PRESET_REFERENCE;
-  const double default_scale = config.preset == v1::SIDE_PRESET_TUNED ? kTunedGateLrScale : 1.0;
+  const bool is_tuned = config.preset == v1::SIDE_PRESET_TUNED;
+  const double default_scale = is_tuned ? kTunedGateLrScale : 1.0;
   config.reduction = side.reduction() == 0 ? 16 : side.reduction();
   config.downsample = side.downsample() == v1::DOWNSAMPLE_UNSPECIFIED ? v1::DOWNSAMPLE_ADAPTER : side.downsample();
   config.rank = side.rank() == 0 ? 16 : side.rank();
@@ -165,7 +166,7 @@ absl::StatusOr<SideNetworkConfig> ResolveSideConfig(const v1::SideConfig& side, 
   config.gate_per_channel = side.has_gate_per_channel() ? side.gate_per_channel() : is_reference;
   config.mix_init = side.has_mix_init() ? side.mix_init() : 1.0;
   config.sigmoid_mix = side.has_sigmoid_mix() ? side.sigmoid_mix() : is_reference;
-  config.downsample_norm = side.has_downsample_norm() ? side.downsample_norm() : is_reference;
+  config.downsample_norm = side.has_downsample_norm() ? side.downsample_norm() : (is_reference || is_tuned);
   config.share_first_downsample = side.has_share_first_downsample() ? side.share_first_downsample() : is_reference;
   config.upsample_bias = side.has_upsample_bias() ? side.upsample_bias() : true;
   QST_RETURN_IF_ERROR(Finish(&config));

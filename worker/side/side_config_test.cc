@@ -67,6 +67,7 @@ TEST(SideConfigTest, PresetsFillWhatIsUnset) {
   v1::SideConfig side;
   EXPECT_EQ(MustResolve(side, SmolLm()).gate_lr_scale, kTunedGateLrScale);
   EXPECT_EQ(MustResolve(side, SmolLm()).mix_init, 1.0);
+  EXPECT_TRUE(MustResolve(side, SmolLm()).downsample_norm);
   side.set_preset(v1::SIDE_PRESET_PAPER);
   EXPECT_EQ(MustResolve(side, SmolLm()).gate_lr_scale, 1.0);
   EXPECT_FALSE(MustResolve(side, SmolLm()).downsample_norm);
@@ -97,6 +98,7 @@ TEST(SideConfigTest, ParameterSharesAreThePapers) {
   constexpr double kModel = 6.738e9;
   double trainable = 0.0;
   v1::SideConfig side;
+  side.set_preset(v1::SIDE_PRESET_PAPER);
   side.set_share_first_downsample(true);  // as the paper's implementation counts: N modules
   side.set_downsample(v1::DOWNSAMPLE_LINEAR);
   EXPECT_NEAR(DownsampleShare(MustResolve(side, Llama2_7B()), &trainable), 0.56, 0.005);

@@ -40,6 +40,7 @@ v1::SideConfig SideConfigOf(const nlohmann::json& file, const nlohmann::json& co
   side.set_gate_init(config["gate_init"]);
   side.set_mix_init(config["mix_init"]);
   side.set_sigmoid_mix(config["sigmoid_mix"]);
+  side.set_downsample_norm(config["downsample_norm"]);
   side.set_upsample_bias(config["upsample_bias"]);
   return side;
 }
