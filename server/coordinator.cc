@@ -118,7 +118,12 @@ void Coordinator::OnSessionEnded(const std::string& worker_id, const WorkerLink*
 
 void Coordinator::BeginDrain() {
   is_draining_ = true;
-  registry_.CloseAll(absl::UnavailableError("the coordinator is shutting down"));
+  const absl::Status reason = absl::UnavailableError("the coordinator is shutting down; try again later");
+  jobs_.watchers()->EndAll(reason);
+  models_.EndWaits(reason);
+  generations_.EndAll(reason);
+  rendezvous_.EndWaits(reason);
+  registry_.CloseAll(reason);
 }
 
 absl::Status Coordinator::CheckAccepting() const {

@@ -48,7 +48,8 @@ class Coordinator {
   void OnReport(const std::string& worker_id, const WorkerLink* link, const v1::WorkerReport& report);
   void OnSessionEnded(const std::string& worker_id, const WorkerLink* link);
 
-  // From now on requests that begin something get kUnavailable; sessions end. What workers do goes on.
+  // From now on requests that begin something get kUnavailable; watches, generations and sessions end. Jobs go
+  // on where they are.
   void BeginDrain();
   // kUnavailable while draining.
   absl::Status CheckAccepting() const;

@@ -111,6 +111,12 @@ void GenerateManager::Cancel(const std::string& id) {
   Finish(id, absl::CancelledError("cancelled by the client"));
 }
 
+void GenerateManager::EndAll(const absl::Status& status) {
+  std::vector<std::string> ids;
+  for (const auto& [id, generation] : generations_) ids.push_back(id);
+  for (const std::string& id : ids) Finish(id, status);
+}
+
 bool GenerateManager::UsesModel(const std::string& name) const {
   return std::any_of(generations_.begin(), generations_.end(),
                      [&](const auto& entry) { return entry.second.request.model() == name; });

@@ -42,6 +42,9 @@ class GenerateManager {
   // The client is gone; nothing is called back any more.
   void Cancel(const std::string& id);
 
+  // Ends all with this error.
+  void EndAll(const absl::Status& status);
+
   bool UsesModel(const std::string& name) const;
   void Schedule();
   bool OwnsPlan(const std::string& plan_id) const;

@@ -48,6 +48,10 @@ std::vector<JobWatchers::Waiter> JobWatchers::Take(const std::string& job_id) {
   return taken;
 }
 
+void JobWatchers::EndAll(const absl::Status& status) {
+  for (auto& [handle, waiter] : std::exchange(waiters_, {})) waiter.callback(status);
+}
+
 void JobWatchers::Notify(const std::string& job_id) {
   for (Waiter& waiter : Take(job_id)) Wait(job_id, waiter.after_sequence, std::move(waiter.callback));
 }

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "server/job_store/job_store.h"
 
@@ -31,6 +32,9 @@ class JobWatchers {
   // over: now or later. Returns a handle for Forget, 0 if it has called back already. kNotFound: no such job.
   std::uint64_t Wait(const std::string& job_id, std::uint64_t after_sequence, Callback callback);
   void Forget(std::uint64_t handle) { waiters_.erase(handle); }
+
+  // Calls all who wait with this error.
+  void EndAll(const absl::Status& status);
 
   // The job has new events in the store.
   void Notify(const std::string& job_id);

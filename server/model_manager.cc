@@ -197,6 +197,10 @@ std::uint64_t ModelManager::Wait(const std::string& name, std::uint64_t seen_ver
 
 void ModelManager::Forget(std::uint64_t handle) { waiters_.erase(handle); }
 
+void ModelManager::EndWaits(const absl::Status& status) {
+  for (auto& [handle, waiter] : std::exchange(waiters_, {})) waiter.callback(status, waiter.seen_version);
+}
+
 void ModelManager::Notify(const std::string& name) {
   ++versions_.emplace(name, 1).first->second;
   std::vector<Waiter> ready;

@@ -50,6 +50,8 @@ class ModelManager {
   // seen): now or later. Returns a handle for Forget, 0 if it has called back already.
   std::uint64_t Wait(const std::string& name, std::uint64_t seen_version, Callback callback);
   void Forget(std::uint64_t handle);
+  // Calls all who wait with this error.
+  void EndWaits(const absl::Status& status);
 
   // A model that jobs can use. kNotFound; kFailedPrecondition: importing or failed.
   absl::StatusOr<v1::Model> GetReady(const std::string& name);

@@ -77,4 +77,10 @@ void Rendezvous::Forget(std::uint64_t handle) {
   }
 }
 
+void Rendezvous::EndWaits(const absl::Status& status) {
+  for (auto& [plan_id, plan] : plans_) {
+    for (auto& [handle, waiter] : std::exchange(plan.waiters, {})) waiter.callback(status);
+  }
+}
+
 }  // namespace qst

@@ -29,6 +29,8 @@ class Rendezvous {
   std::uint64_t Get(const std::string& plan_id, const std::string& key, Callback callback);
   // The waiter is no longer interested and will not be called.
   void Forget(std::uint64_t handle);
+  // Calls all who wait with this error; keys stay.
+  void EndWaits(const absl::Status& status);
 
  private:
   struct Waiter {

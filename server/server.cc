@@ -24,8 +24,9 @@ namespace {
 constexpr int kFileThreads = 2;
 // The largest message is a piece of a data set (1 MiB); metrics lines, specs and prompts stay below that.
 constexpr int kMaxMessageBytes = 4 * 1024 * 1024;
-// Agreed with workers and clients, which ping every 5 s on idle connections: a peer that does not answer for
-// kKeepaliveTimeoutMs is cut. Together below the 15 s within which a lost worker must be reported.
+// Connections that are quiet for kKeepaliveTimeMs are pinged, and cut if no answer comes within kKeepaliveTimeoutMs:
+// together below the 15 s within which a lost worker must be reported. Peers may ping as well, but not more often than
+// every kMinPingIntervalMs.
 constexpr int kKeepaliveTimeMs = 5000;
 constexpr int kKeepaliveTimeoutMs = 5000;
 constexpr int kMinPingIntervalMs = 2500;
