@@ -188,6 +188,13 @@ absl::StatusOr<std::uint64_t> FreeDiskBytes(const std::string& path) {
   return static_cast<std::uint64_t>(info.f_bavail) * info.f_frsize;
 }
 
+absl::Status CheckFreeDisk(const std::string& path, std::uint64_t needed_bytes) {
+  QST_ASSIGN_OR_RETURN(const std::uint64_t free_bytes, FreeDiskBytes(path));
+  if (free_bytes >= needed_bytes) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat("the disk of ", path, " has ", free_bytes >> 20,
+                                                   " MiB left, needed are ", needed_bytes >> 20, " MiB"));
+}
+
 Sha256::Sha256() : context_(EVP_MD_CTX_new()) {
   QST_CHECK(context_ != nullptr);
   QST_CHECK(EVP_DigestInit_ex(static_cast<EVP_MD_CTX*>(context_), EVP_sha256(), nullptr) == 1);

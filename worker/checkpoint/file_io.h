@@ -84,6 +84,8 @@ absl::Status SyncFolder(const std::string& folder);
 
 // Bytes that this user may still write on the file system that holds `path` (which must exist).
 absl::StatusOr<std::uint64_t> FreeDiskBytes(const std::string& path);
+// kResourceExhausted, with both numbers, if that is less than needed_bytes.
+absl::Status CheckFreeDisk(const std::string& path, std::uint64_t needed_bytes);
 
 // SHA-256, fed piece by piece.
 class Sha256 {

@@ -98,6 +98,13 @@ TEST(FreeDiskBytesTest, KnowsTheDiskOfAFolderAndMissesNone) {
   EXPECT_THAT(FreeDiskBytes(folder.Path("none")), StatusIs(absl::StatusCode::kNotFound));
 }
 
+TEST(FreeDiskBytesTest, TooLittleSpaceIsReportedWithBothNumbers) {
+  TempFolder folder;
+  QST_EXPECT_OK(CheckFreeDisk(folder.path(), 1));
+  EXPECT_THAT(CheckFreeDisk(folder.path(), std::uint64_t{1} << 62),
+              StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("needed are 4398046511104 MiB")));
+}
+
 TEST(Sha256Test, GivesThePublishedDigestOfAbc) {
   Sha256 sha256;
   sha256.Update("a", 1);

@@ -313,13 +313,6 @@ absl::Status CheckDestination(const std::string& destination) {
   return absl::OkStatus();
 }
 
-absl::Status CheckDiskSpace(const std::string& folder, std::uint64_t needed_bytes) {
-  QST_ASSIGN_OR_RETURN(const std::uint64_t free_bytes, FreeDiskBytes(folder));
-  if (free_bytes >= needed_bytes) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrCat("the disk of ", folder, " has ", free_bytes >> 20,
-                                                   " MiB left, the import needs ", needed_bytes >> 20, " MiB"));
-}
-
 absl::Status WriteTokenizer(const ModelSource& source, const std::string& folder) {
   TokenizerFiles files;
   if (source.tokenizer.has_value()) {
@@ -346,7 +339,7 @@ absl::Status ImportModel(const ImportOptions& given_options, const ImportProgres
   QST_ASSIGN_OR_RETURN(const ImportPlan plan, PlanImport(source, options.quantization, options.num_threads));
 
   QST_ASSIGN_OR_RETURN(std::unique_ptr<ImportFolder> folder, ImportFolder::Create(options.destination + ".importing"));
-  QST_RETURN_IF_ERROR(CheckDiskSpace(folder->path(), plan.data_bytes + kDiskReserveBytes));
+  QST_RETURN_IF_ERROR(CheckFreeDisk(folder->path(), plan.data_bytes + kDiskReserveBytes));
   QST_RETURN_IF_ERROR(WriteTokenizer(source, folder->path()));
 
   // What the stored weights are closest to, for programs that want one dtype.
