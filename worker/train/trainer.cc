@@ -1,6 +1,8 @@
 #include "worker/train/trainer.h"
 
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -19,8 +21,9 @@
 namespace qst {
 namespace {
 
-// Weight of the newest step in the speed that is shown.
-constexpr double kSpeedSmoothing = 0.1;
+// The speed that is shown is that of so many newest steps together. Hidden states come in passes of several steps, so
+// one step waits for all of them and the next ones do not wait: a single step's speed says nothing.
+constexpr std::size_t kSpeedSteps = 50;
 
 // The linear probe beside a network: the same head, without the side network below it.
 SideNetworkConfig ProbeOf(SideNetworkConfig config) {
@@ -171,12 +174,8 @@ absl::Status Trainer::LogStep(std::int64_t step, double learning_rate, const Ste
   since_logged_.wait_time += result.wait_time;
   since_logged_.side_time += result.side_time;
   since_logged_.optimizer_time += result.optimizer_time;
-  const absl::Duration step_time = result.wait_time + result.side_time + result.optimizer_time;
-  const double step_s = std::max(absl::ToDoubleSeconds(step_time), 1e-9);
-  const double tokens_per_second = static_cast<double>(result.tokens) / step_s;
-  const bool is_first = seconds_per_step_ == 0.0;
-  seconds_per_step_ += (step_s - seconds_per_step_) * (is_first ? 1.0 : kSpeedSmoothing);
-  tokens_per_second_ += (tokens_per_second - tokens_per_second_) * (is_first ? 1.0 : kSpeedSmoothing);
+  recent_steps_.push_back(result);
+  if (recent_steps_.size() > kSpeedSteps) recent_steps_.pop_front();
   if (step % options_.settings.log_every_steps != 0 && step != plan_->total_steps()) return absl::OkStatus();
 
   TrainMetrics metrics;
@@ -191,8 +190,7 @@ absl::Status Trainer::LogStep(std::int64_t step, double learning_rate, const Ste
   metrics.wait_s = absl::ToDoubleSeconds(since_logged_.wait_time);
   metrics.side_s = absl::ToDoubleSeconds(since_logged_.side_time);
   metrics.optimizer_s = absl::ToDoubleSeconds(since_logged_.optimizer_time);
-  metrics.tokens_per_second =
-      static_cast<double>(since_logged_.tokens) / std::max(metrics.wait_s + metrics.side_s + metrics.optimizer_s, 1e-9);
+  metrics.tokens_per_second = RecentSpeed().tokens_per_second;
   since_logged_ = StepResult();
   const std::string line = ToJsonLine(metrics);
   QST_RETURN_IF_ERROR(metrics_->Append(line));
@@ -259,6 +257,21 @@ std::string Trainer::Fingerprint() const {
   return sha.HexDigest();
 }
 
+Trainer::Speed Trainer::RecentSpeed() const {
+  Speed speed;
+  if (recent_steps_.empty()) return speed;
+  std::int64_t tokens = 0;
+  absl::Duration time;
+  for (const StepResult& step : recent_steps_) {
+    tokens += step.tokens;
+    time += step.wait_time + step.side_time + step.optimizer_time;
+  }
+  const double seconds = std::max(absl::ToDoubleSeconds(time), 1e-9);
+  speed.tokens_per_second = static_cast<double>(tokens) / seconds;
+  speed.seconds_per_step = seconds / static_cast<double>(recent_steps_.size());
+  return speed;
+}
+
 void Trainer::ReportProgress(std::int64_t step) {
   if (!callbacks_.on_progress) return;
   v1::JobProgress progress;
@@ -266,8 +279,9 @@ void Trainer::ReportProgress(std::int64_t step) {
   progress.set_total_steps(static_cast<std::uint64_t>(plan_->total_steps()));
   progress.set_epoch(plan_->EpochAfter(step));
   if (last_loss_) progress.set_loss(*last_loss_);
-  progress.set_tokens_per_second(tokens_per_second_);
-  progress.set_eta_s(seconds_per_step_ * static_cast<double>(plan_->total_steps() - step));
+  const Speed speed = RecentSpeed();
+  progress.set_tokens_per_second(speed.tokens_per_second);
+  progress.set_eta_s(speed.seconds_per_step * static_cast<double>(plan_->total_steps() - step));
   for (const auto& [name, value] : state_.last_eval) (*progress.mutable_eval_metrics())[name] = value;
   callbacks_.on_progress(progress);
 }

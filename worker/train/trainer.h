@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -79,6 +80,11 @@ class Trainer {
   absl::Status SaveState(std::int64_t step);
   CheckpointGroups Groups() const;
   absl::Status WritePredictions(const EvalResult& result) const;
+  struct Speed {
+    double tokens_per_second = 0.0;
+    double seconds_per_step = 0.0;  // 0: unknown
+  };
+  Speed RecentSpeed() const;
   absl::Status LogStep(std::int64_t step, double learning_rate, const StepResult& result);
   void ReportProgress(std::int64_t step);
   void ReportState(TrainerCallbacks::State state);
@@ -104,8 +110,7 @@ class Trainer {
   double elapsed_before_s_ = 0.0;
   std::optional<double> last_loss_;
   StepResult since_logged_;        // sums over the steps since the last metrics line
-  double seconds_per_step_ = 0.0;  // moving average, for the time left
-  double tokens_per_second_ = 0.0;
+  std::deque<StepResult> recent_steps_;
 };
 
 }  // namespace qst
