@@ -35,29 +35,35 @@ absl::StatusOr<std::pair<std::string, std::string>> SplitHostPort(absl::string_v
 }
 
 absl::StatusOr<std::string> LocalAddressTowards(const std::string& host, const std::string& port) {
-  addrinfo hints = {};
-  hints.ai_family = AF_UNSPEC;
-  hints.ai_socktype = SOCK_DGRAM;
-  addrinfo* found = nullptr;
-  const int error = getaddrinfo(host.c_str(), port.c_str(), &hints, &found);
-  if (error != 0) return absl::UnavailableError(absl::StrCat("cannot resolve ", host, ": ", gai_strerror(error)));
-  const std::unique_ptr<addrinfo, void (*)(addrinfo*)> owner(found, &freeaddrinfo);
-  for (const addrinfo* info = found; info != nullptr; info = info->ai_next) {
-    // Connecting a datagram socket sends nothing; it only looks up the route.
-    const int fd = socket(info->ai_family, info->ai_socktype, info->ai_protocol);
-    if (fd < 0) continue;
-    sockaddr_storage own = {};
-    socklen_t length = sizeof(own);
-    const bool is_bound = connect(fd, info->ai_addr, info->ai_addrlen) == 0 &&
-                          getsockname(fd, reinterpret_cast<sockaddr*>(&own), &length) == 0;
-    close(fd);
-    char text[NI_MAXHOST];
-    if (is_bound &&
-        getnameinfo(reinterpret_cast<sockaddr*>(&own), length, text, sizeof(text), nullptr, 0, NI_NUMERICHOST) == 0) {
-      return std::string(text);
+  std::string error = "no route";
+  // IPv4 first: peers must use the same family, and "localhost" names both.
+  for (const int family : {AF_INET, AF_INET6}) {
+    addrinfo hints = {};
+    hints.ai_family = family;
+    hints.ai_socktype = SOCK_DGRAM;
+    addrinfo* found = nullptr;
+    if (const int failed = getaddrinfo(host.c_str(), port.c_str(), &hints, &found); failed != 0) {
+      error = gai_strerror(failed);
+      continue;
+    }
+    const std::unique_ptr<addrinfo, void (*)(addrinfo*)> owner(found, &freeaddrinfo);
+    for (const addrinfo* info = found; info != nullptr; info = info->ai_next) {
+      // Connecting a datagram socket sends nothing; it only looks up the route.
+      const int fd = socket(info->ai_family, info->ai_socktype, info->ai_protocol);
+      if (fd < 0) continue;
+      sockaddr_storage own = {};
+      socklen_t length = sizeof(own);
+      const bool is_bound = connect(fd, info->ai_addr, info->ai_addrlen) == 0 &&
+                            getsockname(fd, reinterpret_cast<sockaddr*>(&own), &length) == 0;
+      close(fd);
+      char text[NI_MAXHOST];
+      if (is_bound &&
+          getnameinfo(reinterpret_cast<sockaddr*>(&own), length, text, sizeof(text), nullptr, 0, NI_NUMERICHOST) == 0) {
+        return std::string(text);
+      }
     }
   }
-  return absl::UnavailableError(absl::StrCat("no route to ", host));
+  return absl::UnavailableError(absl::StrCat("no way to ", host, ": ", error));
 }
 
 std::string MachineName() {

@@ -87,6 +87,7 @@ TEST(WorkerAddressTest, HostsAndPortsAreSplit) {
 }
 
 TEST(WorkerAddressTest, LoopbackIsReachedFromLoopback) {
+  EXPECT_EQ(*LocalAddressTowards("localhost", "80"), "127.0.0.1");
   const auto address = LocalAddressTowards("127.0.0.1", "80");
   QST_ASSERT_OK(address);
   EXPECT_EQ(*address, "127.0.0.1");

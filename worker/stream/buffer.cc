@@ -15,6 +15,8 @@ constexpr std::size_t kAlignment = 64;
 constexpr std::size_t kPage = 4096;
 // A buffer serves requests down to a quarter of its capacity (small ones: whatever they are).
 constexpr std::size_t kSmall = 64 * 1024;
+// No message is that large; a size beyond it was computed wrongly.
+constexpr std::int64_t kMaxBytes = std::int64_t{1} << 38;
 
 bool FitsWithoutWaste(std::size_t capacity, std::size_t num_bytes) {
   return capacity >= num_bytes && capacity <= std::max(kSmall, 4 * num_bytes);
@@ -28,6 +30,9 @@ BufferPool::~BufferPool() {
 
 absl::StatusOr<SharedBuffer> BufferPool::Get(std::int64_t num_bytes) {
   if (num_bytes < 0) return absl::InvalidArgumentError(absl::StrCat("buffer of ", num_bytes, " bytes"));
+  if (num_bytes > kMaxBytes) {
+    return absl::ResourceExhaustedError(absl::StrCat("no memory for a buffer of ", num_bytes, " bytes"));
+  }
   const std::size_t wanted = static_cast<std::size_t>(num_bytes);
   std::unique_ptr<Buffer> buffer;
   std::unique_ptr<Buffer> outgrown;

@@ -1,33 +1,15 @@
 #include "worker/stream/gloo_transport.h"
 
-#include <gloo/context.h>
-#include <gloo/transport/device.h>
-#include <gloo/transport/tcp/device.h>
-#include <gloo/transport/unbound_buffer.h>
-
-#include <csignal>
-
 #include <algorithm>
-#include <chrono>
-#include <deque>
-#include <exception>
-#include <map>
-#include <set>
-#include <thread>
-#include <utility>
+#include <stdexcept>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "proto/support/status_macros.h"
 #include "worker/stream/frame.h"
+#include "worker/stream/gloo_impl.h"
 
 namespace qst {
 namespace {
-
-using Listener = std::function<void(const absl::Status&)>;
 
 // Gloo adds it to a clock, so it must not be the largest number there is.
 constexpr std::chrono::milliseconds kForever = std::chrono::hours(24 * 365);
@@ -35,126 +17,6 @@ constexpr std::chrono::milliseconds kForever = std::chrono::hours(24 * 365);
 constexpr absl::Duration kReasonGrace = absl::Seconds(1);
 // How long the destructor lets last words travel.
 constexpr absl::Duration kFlushGrace = absl::Milliseconds(500);
-
-// Gloo begins its messages with its own file and line.
-std::string WithoutSource(const std::string& what) {
-  const std::size_t end = what.find("] ");
-  return !what.empty() && what[0] == '[' && end != std::string::npos ? what.substr(end + 2) : what;
-}
-
-// A context whose pairs are only those that are needed: ranks of this very process have none.
-class MeshContext : public gloo::Context {
- public:
-  MeshContext(int rank, int size, std::shared_ptr<gloo::transport::Device> device, const std::vector<int>& peers,
-              std::chrono::milliseconds timeout)
-      : gloo::Context(rank, size) {
-    transportContext_ = device->createContext(rank, size);
-    transportContext_->setTimeout(timeout);
-    for (int peer : peers) transportContext_->createPair(peer)->setLocalRank(0);
-    device_ = std::move(device);
-  }
-};
-
-// A message under way, kept until it is done or the transport ends: Gloo's pairs refer to it and stall when it goes.
-struct Op {
-  SharedBuffer buffer;
-  std::unique_ptr<gloo::transport::UnboundBuffer> unbound;
-};
-using SharedOp = std::shared_ptr<Op>;
-
-struct Peer {
-  bool is_connected = false;
-  bool said_goodbye = false;
-  bool is_gone = false;
-  std::string note;
-  std::deque<SharedOp> sends;
-  std::set<SharedOp> receives;
-  SharedOp last_words;  // the receive that is always posted
-  std::thread watcher;
-  std::thread reaper;
-};
-
-}  // namespace
-
-class GlooTransport::Impl : public std::enable_shared_from_this<Impl> {
- public:
-  explicit Impl(GlooOptions options) : options_(std::move(options)), pool_(BufferPool::Create()) {}
-
-  ~Impl() {
-    // Operations first: their destructors wait until Gloo's thread is not inside them.
-    for (auto& [rank, peer] : peers_) {
-      peer.sends.clear();
-      peer.receives.clear();
-      peer.last_words.reset();
-    }
-    context_.reset();
-  }
-
-  absl::Status Listen();
-  absl::Status Connect(KeyValueStore& store);
-  absl::Status Send(int peer, Tag tag, SharedBuffer buffer);
-  absl::StatusOr<std::unique_ptr<PendingReceive>> Receive(int peer, Tag tag, std::int64_t num_bytes);
-  absl::StatusOr<SharedBuffer> Wait(int peer, const SharedOp& op, absl::Duration timeout);
-  void Fail(const absl::Status& reason, bool is_own = false);
-  absl::Status Close(absl::Duration timeout, const std::string& note);
-  std::vector<std::string> PeerNotes() const;
-  void Stop();
-  void OnFailure(Listener listener);
-
-  absl::Status status() const {
-    absl::MutexLock lock(&mutex_);
-    return status_;
-  }
-  const GlooOptions& options() const { return options_; }
-  const std::string& name(int rank) const { return options_.names[rank]; }
-
- private:
-  absl::Status CheckPeer(int peer) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    if (!status_.ok()) return status_;
-    if (is_closed_) return absl::FailedPreconditionError("the transport is closed");
-    const auto it = peers_.find(peer);
-    if (it == peers_.end()) {
-      return absl::InvalidArgumentError(absl::StrCat("rank ", options_.rank, " has no connection to rank ", peer));
-    }
-    if (!it->second.is_connected) {
-      return absl::FailedPreconditionError(absl::StrCat("not connected to ", name(peer), " yet"));
-    }
-    return absl::OkStatus();
-  }
-  SharedOp MakeOp(SharedBuffer buffer) {
-    auto op = std::make_shared<Op>();
-    op->unbound = context_->createUnboundBuffer(buffer->data(), buffer->size());
-    op->buffer = std::move(buffer);
-    return op;
-  }
-  absl::Status ConnectPeer(KeyValueStore& store, int rank, absl::Time deadline);
-  // A failure that Gloo threw: the reason that the peer gave, if it gave one in time.
-  absl::Status ReasonFor(int peer, const std::exception& error);
-  void PostLastWords(int rank, Peer& peer);
-  void SendGoodbye(const absl::Status& reason, absl::string_view note);
-  void Watch(int rank);
-  void Reap(int rank);
-  void RunTimer();
-
-  const GlooOptions options_;
-  const std::shared_ptr<BufferPool> pool_;
-  std::shared_ptr<MeshContext> context_;
-
-  mutable absl::Mutex mutex_;
-  absl::CondVar changed_;
-  absl::Status status_ ABSL_GUARDED_BY(mutex_);
-  bool is_connecting_ ABSL_GUARDED_BY(mutex_) = false;
-  bool is_closed_ ABSL_GUARDED_BY(mutex_) = false;
-  bool is_stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  Listener listener_ ABSL_GUARDED_BY(mutex_);
-  // The map itself is constant after Listen.
-  std::map<int, Peer> peers_;
-  // Waits that end by themselves; few at a time.
-  std::map<SharedOp, absl::Time> deadlines_ ABSL_GUARDED_BY(mutex_);
-  std::thread timer_;
-};
-
-namespace {
 
 class GlooPendingReceive : public PendingReceive {
  public:
@@ -168,99 +30,7 @@ class GlooPendingReceive : public PendingReceive {
 
 }  // namespace
 
-absl::Status GlooTransport::Impl::Listen() {
-  std::signal(SIGPIPE, SIG_IGN);
-  const std::string where =
-      options_.interface.empty() ? absl::StrCat("address ", options_.host) : absl::StrCat("interface ", options_.interface);
-  try {
-    gloo::transport::tcp::attr attr;
-    attr.iface = options_.interface;
-    attr.hostname = options_.host;
-    auto device = gloo::transport::tcp::CreateDevice(attr);
-    // Gloo waits five times its timeout for a connection.
-    const auto timeout = absl::ToChronoMilliseconds(options_.connect_timeout / 5);
-    context_ = std::make_shared<MeshContext>(options_.rank, static_cast<int>(options_.names.size()), std::move(device),
-                                             options_.peers, std::max(timeout, std::chrono::milliseconds(1)));
-  } catch (const std::exception& error) {
-    return absl::UnavailableError(
-        absl::StrCat("data plane: cannot listen at ", where, ": ", WithoutSource(error.what())));
-  }
-  for (int peer : options_.peers) peers_[peer];
-  return absl::OkStatus();
-}
-
-absl::Status GlooTransport::Impl::ConnectPeer(KeyValueStore& store, int rank, absl::Time deadline) {
-  const std::string key = absl::StrCat("data/", rank, "-", options_.rank);
-  absl::StatusOr<std::string> address;
-  for (;;) {
-    // In slices, so that an abort ends the wait.
-    address = store.Get(key, std::min(absl::Seconds(1), deadline - absl::Now()));
-    QST_RETURN_IF_ERROR(status());
-    if (address.ok() || !absl::IsDeadlineExceeded(address.status()) || absl::Now() >= deadline) break;
-  }
-  if (!address.ok()) {
-    return absl::UnavailableError(absl::StrCat(name(rank), " did not appear within ",
-                                               absl::FormatDuration(options_.connect_timeout), " (",
-                                               address.status().message(), ")"));
-  }
-  try {
-    context_->getPair(rank)->connect(std::vector<char>(address->begin(), address->end()));
-  } catch (const std::exception& error) {
-    QST_RETURN_IF_ERROR(status());
-    return absl::UnavailableError(
-        absl::StrCat("could not connect to ", name(rank), ": ", WithoutSource(error.what())));
-  }
-  return status();
-}
-
-absl::Status GlooTransport::Impl::Connect(KeyValueStore& store) {
-  {
-    absl::MutexLock lock(&mutex_);
-    QST_RETURN_IF_ERROR(status_);
-    is_connecting_ = true;
-  }
-  const absl::Time deadline = absl::Now() + options_.connect_timeout;
-  absl::Status status;
-  for (int rank : options_.peers) {
-    const std::vector<char> bytes = context_->getPair(rank)->address().bytes();
-    status = store.Set(absl::StrCat("data/", options_.rank, "-", rank), std::string(bytes.begin(), bytes.end()));
-    if (!status.ok()) break;
-  }
-  for (int rank : options_.peers) {
-    if (status.ok()) status = ConnectPeer(store, rank, deadline);
-  }
-  {
-    absl::MutexLock lock(&mutex_);
-    is_connecting_ = false;
-    if (status_.ok() && status.ok()) {
-      for (auto& [rank, peer] : peers_) peer.is_connected = true;
-    }
-  }
-  if (status.ok()) status = this->status();
-  if (!status.ok()) {
-    Fail(status);
-    return status;
-  }
-  for (auto& [rank, peer] : peers_) {
-    try {
-      PostLastWords(rank, peer);
-    } catch (const std::exception& error) {
-      status = absl::UnavailableError(
-          absl::StrCat("lost the connection to ", name(rank), ": ", WithoutSource(error.what())));
-      Fail(status);
-      return status;
-    }
-  }
-  for (auto& [rank, peer] : peers_) {
-    const int r = rank;
-    peer.watcher = std::thread([this, r] { Watch(r); });
-    peer.reaper = std::thread([this, r] { Reap(r); });
-  }
-  timer_ = std::thread([this] { RunTimer(); });
-  return absl::OkStatus();
-}
-
-void GlooTransport::Impl::PostLastWords(int rank, Peer& peer) {
+void GlooTransport::Impl::PostLastWords(int rank, GlooPeer& peer) {
   auto buffer = pool_->Get(kGoodbyeBytes);
   if (!buffer.ok()) throw std::bad_alloc();
   SharedOp op = MakeOp(*std::move(buffer));
@@ -352,12 +122,12 @@ absl::Status GlooTransport::Impl::ReasonFor(int peer, const std::exception& erro
     }
   }
   Fail(absl::UnavailableError(
-      absl::StrCat("lost the connection to ", name(peer), " (", WithoutSource(error.what()), ")")));
+      absl::StrCat("lost the connection to ", name(peer), " (", WithoutGlooSource(error.what()), ")")));
   return status();
 }
 
 void GlooTransport::Impl::Fail(const absl::Status& reason, bool is_own) {
-  Listener listener;
+  FailureListener listener;
   bool was_connecting = false;
   {
     absl::MutexLock lock(&mutex_);
@@ -408,7 +178,7 @@ void GlooTransport::Impl::SendGoodbye(const absl::Status& reason, absl::string_v
 }
 
 void GlooTransport::Impl::Watch(int rank) {
-  Peer& peer = peers_[rank];
+  GlooPeer& peer = peers_[rank];
   for (;;) {
     SharedOp op;
     {
@@ -434,7 +204,7 @@ void GlooTransport::Impl::Watch(int rank) {
       PostLastWords(rank, peer);
       continue;
     } catch (const std::exception& thrown) {
-      error = WithoutSource(thrown.what());
+      error = WithoutGlooSource(thrown.what());
     }
     bool is_expected = false;
     {
@@ -453,7 +223,7 @@ void GlooTransport::Impl::Watch(int rank) {
 }
 
 void GlooTransport::Impl::Reap(int rank) {
-  Peer& peer = peers_[rank];
+  GlooPeer& peer = peers_[rank];
   for (;;) {
     SharedOp op;
     {
@@ -551,7 +321,7 @@ void GlooTransport::Impl::Stop() {
   if (timer_.joinable()) timer_.join();
 }
 
-void GlooTransport::Impl::OnFailure(Listener listener) {
+void GlooTransport::Impl::OnFailure(FailureListener listener) {
   absl::Status status;
   {
     absl::MutexLock lock(&mutex_);
