@@ -1,5 +1,6 @@
 // Times one training step of the side network on made-up hidden states, part by part, with the shapes of
-// SmolLM2-135M: processor time of all threads, which a busy machine changes little, and the best wall time of a step. Usage: side_network_bench [tokens [threads [share of target tokens]]]
+// SmolLM2-135M: processor time of all threads, which a busy machine changes little, and the best wall time of a step.
+// Usage: side_network_bench [tokens [threads [share of target tokens]]]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -110,8 +111,8 @@ void Run(v1::TaskType task, v1::SidePreset preset, int num_tokens, int num_threa
                   .ok());
     best_optimizer = std::min(best_optimizer, CpuSeconds() - start);
   }
-  std::printf("%-14s %-7s %5d tokens %4zu targets: forward %.3f s (layers %.3f, head %.3f), forward and backward %.3f s "
-              "(wall %.3f), optimizer %.4f s, %lld parameters, arena %.1f MiB\n",
+  std::printf("%-14s %-7s %5d tokens %4zu targets: forward %.3f s (layers %.3f, head %.3f), "
+              "forward and backward %.3f s (wall %.3f), optimizer %.4f s, %lld parameters, arena %.1f MiB\n",
               v1::TaskType_Name(task).c_str() + 10, v1::SidePreset_Name(preset).c_str() + 12, num_tokens,
               batch.rows.size(), best_forward, best_layers, best_forward - best_layers, best_step, best_wall,
               best_optimizer,
