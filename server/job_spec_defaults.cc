@@ -14,7 +14,7 @@
 namespace qst {
 namespace {
 
-constexpr double kTunedGateLrScale = 100;
+constexpr double kTunedGateLrScale = 30;
 
 // Limits that only keep absurd values out; each is far above what the paper or its largest model uses.
 constexpr std::uint32_t kMaxReduction = 1024;
@@ -48,7 +48,7 @@ void FillSide(v1::SideConfig* side) {
   QST_DEFAULT_OPTIONAL(side, gate_per_channel, is_reference);
   QST_DEFAULT_OPTIONAL(side, mix_init, 1.0);
   QST_DEFAULT_OPTIONAL(side, sigmoid_mix, is_reference);
-  QST_DEFAULT_OPTIONAL(side, downsample_norm, is_reference);
+  QST_DEFAULT_OPTIONAL(side, downsample_norm, is_reference || is_tuned);
   QST_DEFAULT_OPTIONAL(side, share_first_downsample, is_reference);
   QST_DEFAULT_OPTIONAL(side, upsample_bias, true);
 }

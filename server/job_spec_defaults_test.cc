@@ -30,7 +30,8 @@ TEST(JobSpecDefaultsTest, AnEmptySpecGetsThePapersDefaults) {
   EXPECT_EQ(spec.side().reduction(), 16u);
   EXPECT_EQ(spec.side().downsample(), v1::DOWNSAMPLE_ADAPTER);
   EXPECT_EQ(spec.side().rank(), 16u);
-  EXPECT_EQ(spec.side().gate_lr_scale(), 100);
+  EXPECT_EQ(spec.side().gate_lr_scale(), 30);
+  EXPECT_TRUE(spec.side().downsample_norm());
   EXPECT_EQ(spec.side().gate_init(), 0);
   EXPECT_EQ(spec.side().mix_init(), 1);
   EXPECT_FALSE(spec.side().gate_per_channel());

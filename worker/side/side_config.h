@@ -14,7 +14,7 @@
 namespace qst {
 
 // Learning-rate multiplier of gates and output mix in preset tuned: the fastest of those measured.
-inline constexpr double kTunedGateLrScale = 100.0;
+inline constexpr double kTunedGateLrScale = 30.0;
 
 // What the side network needs to know of the backbone.
 struct BackboneDims {
