@@ -35,22 +35,34 @@ bin=$("${bazel[@]}" --output_base="$base" info --config=fuzz bazel-bin 2>/dev/nu
 
 export ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=0:strict_string_checks=1
 export UBSAN_OPTIONS=print_stacktrace=1
-failed=()
-for target in "${targets[@]}"; do
+
+# Fuzzes one target; leaves "$dir/$1.failed" if it finds anything.
+fuzz() {
+  local target=$1 corpus=tests/fuzz/corpus/$1 log="$dir/$1.log" runs
   mkdir -p "$dir/$target"
-  corpus=tests/fuzz/corpus/$target
+  rm -f "$dir/$target.failed"
   if [[ ! -d $corpus ]]; then corpus=tests/fuzz/corpus/${target%_fuzz}; fi
-  log="$dir/$target.log"
   # The first folder receives new inputs, so that a longer run can continue where this one ended.
   if "$bin/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 \
     -artifact_prefix="$dir/$target-" "$dir/$target" "$corpus" >"$log" 2>&1; then
     runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
     echo "$target: ${seconds} s, ${runs:-?} inputs, nothing found"
   else
-    failed+=("$target")
+    touch "$dir/$target.failed"
     echo "$target: FINDING; log in $log"
     grep -E 'ERROR|SUMMARY|check failed|runtime error|Test unit written' "$log" | head -10 || tail -20 "$log"
   fi
+}
+
+# As many at a time as there are processors.
+for target in "${targets[@]}"; do
+  while (($(jobs -rp | wc -l) >= $(nproc))); do wait -n || true; done
+  fuzz "$target" &
+done
+wait
+failed=()
+for target in "${targets[@]}"; do
+  if [[ -e "$dir/$target.failed" ]]; then failed+=("$target"); fi
 done
 "${bazel[@]}" --output_base="$base" shutdown
 if ((${#failed[@]} > 0)); then
