@@ -19,7 +19,7 @@ packages=(
   python3-pip unzip fortunes ca-certificates
 )
 if [[ "${1:-}" == "--tests" ]]; then
-  packages+=(clang libclang-rt-14-dev libbenchmark-dev libopenblas-dev libdnnl-dev git)
+  packages+=(clang libclang-rt-14-dev libbenchmark-dev libopenblas-dev libdnnl-dev procps)
 elif [[ $# -gt 0 ]]; then
   echo "install_deps.sh: unknown argument '$1'; the only one is --tests" >&2
   exit 2
