@@ -22,8 +22,8 @@ BackboneDims DimsOf(const ModelConfig& config) {
 absl::StatusOr<std::unique_ptr<FrozenWeights>> FrozenWeights::Load(const StoredModel& model, bool needs_lm_head) {
   auto weights = absl::WrapUnique(new FrozenWeights);
   QST_ASSIGN_OR_RETURN(weights->norm_, model.Floats("model.norm.weight"));
-  weights->head_.final_norm = Matrix(const_cast<const float*>(weights->norm_.data()), 1,
-                                     static_cast<std::int64_t>(weights->norm_.size()));
+  weights->head_.final_norm =
+      Matrix(const_cast<const float*>(weights->norm_.data()), 1, static_cast<std::int64_t>(weights->norm_.size()));
   weights->head_.norm_eps = static_cast<float>(model.config().rms_norm_eps);
   if (needs_lm_head) {
     QST_ASSIGN_OR_RETURN(const ConstMatrixView head, model.Head());

@@ -86,7 +86,8 @@ std::string DescribeEncoding(const std::string& what, const EncodingStats& stats
   if (stats.target_tokens > 0 && stats.label_counts.empty()) {
     absl::StrAppend(&line, ", ", stats.target_tokens, " bear loss");
   }
-  if (stats.truncated > 0) absl::StrAppend(&line, "; ", stats.truncated, " longer than ", max_length, " tokens were cut");
+  if (stats.truncated > 0)
+    absl::StrAppend(&line, "; ", stats.truncated, " longer than ", max_length, " tokens were cut");
   if (stats.dropped > 0) {
     absl::StrAppend(&line, "; ", stats.dropped, " left out: nothing to learn within ", max_length, " tokens");
   }
@@ -123,9 +124,9 @@ absl::StatusOr<JobData> LoadJobData(const v1::TrainWork& work, const std::string
     if (task == v1::TASK_TYPE_CLASSIFICATION && !labels.has_value()) {
       // From the whole training file, so that the class ids do not depend on how much of it is used.
       const auto& given = spec.task().labels();
-      absl::StatusOr<LabelSet> set =
-          given.empty() ? LabelSet::Collect(dataset)
-                        : LabelSet::FromList(std::vector<std::string>(given.begin(), given.end()));
+      absl::StatusOr<LabelSet> set = given.empty()
+                                         ? LabelSet::Collect(dataset)
+                                         : LabelSet::FromList(std::vector<std::string>(given.begin(), given.end()));
       QST_RETURN_IF_ERROR(Annotate(set.status(), "task.labels"));
       labels = *std::move(set);
     }

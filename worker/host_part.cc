@@ -44,7 +44,8 @@ absl::Status CheckPlan(const v1::HostPart& command) {
   std::uint32_t next_layer = 0;
   for (int i = 0; i < plan.stages_size(); ++i) {
     const v1::PlacedStage& stage = plan.stages(i);
-    if (stage.stage() != static_cast<std::uint32_t>(i) || stage.first_layer() != next_layer || stage.num_layers() == 0) {
+    if (stage.stage() != static_cast<std::uint32_t>(i) || stage.first_layer() != next_layer ||
+        stage.num_layers() == 0) {
       return absl::InvalidArgumentError(absl::StrCat(where, "stage ", i, " is out of order"));
     }
     next_layer += stage.num_layers();

@@ -225,7 +225,8 @@ TEST_F(HostPipelineTest, LossesAreTheSameBitsInOneProcessAndOverTheNetwork) {
     EXPECT_EQ(outcome.metrics, alone.metrics) << placement.name;
     // Every rank says how much memory it took.
     const std::string said = absl::StrJoin(outcome.messages, "\n");
-    for (std::size_t i = 0; i < placement.stages.size(); ++i) EXPECT_THAT(said, HasSubstr(absl::StrCat("stage ", i, " on ")));
+    for (std::size_t i = 0; i < placement.stages.size(); ++i)
+      EXPECT_THAT(said, HasSubstr(absl::StrCat("stage ", i, " on ")));
     EXPECT_THAT(said, HasSubstr("memory: peak"));
   }
   for (const char* file : {"side_network.safetensors", "side_config.json", "metrics.jsonl", "job.yaml"}) {

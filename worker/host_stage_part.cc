@@ -46,7 +46,8 @@ class StagePart : public Part {
     context_.memory->Remove(key_);
     if (is_released_) return;
     if (status.ok() || IsPeerReported(status)) {
-      if (!status.ok()) spdlog::info("job {}: stage {} ends: {}", id_.job_id(), id_.stage(), std::string(status.message()));
+      if (!status.ok())
+        spdlog::info("job {}: stage {} ends: {}", id_.job_id(), id_.stage(), std::string(status.message()));
       Report(v1::PART_STATE_RELEASED, absl::OkStatus());
       return;
     }
@@ -84,10 +85,9 @@ class StagePart : public Part {
     const std::string summary = absl::StrFormat(
         "stage %d on %s: %d tokens in %d passes, computing %.2f s, sending %.2f s, waiting %.2f s; memory: peak %s of "
         "budget %s",
-        id_.stage(), context_.worker_id, stats.num_tokens, stats.num_passes,
-        absl::ToDoubleSeconds(stats.forward_time), absl::ToDoubleSeconds(stats.send_time),
-        absl::ToDoubleSeconds(stats.waiting_time), FormatMegabytes(ReadProcessMemory().peak_bytes),
-        FormatMegabytes(context_.memory->total_bytes()));
+        id_.stage(), context_.worker_id, stats.num_tokens, stats.num_passes, absl::ToDoubleSeconds(stats.forward_time),
+        absl::ToDoubleSeconds(stats.send_time), absl::ToDoubleSeconds(stats.waiting_time),
+        FormatMegabytes(ReadProcessMemory().peak_bytes), FormatMegabytes(context_.memory->total_bytes()));
     spdlog::info("job {}: {}", id_.job_id(), summary);
     const absl::Status closed = link_.Close(kGoodbyeTimeout, summary);
     if (!closed.ok()) spdlog::warn("job {}: stage {}: {}", id_.job_id(), id_.stage(), std::string(closed.message()));
@@ -99,9 +99,10 @@ class StagePart : public Part {
     const v1::JobPlan& plan = command_.plan();
     const std::int64_t residual = max_tokens * stage.hidden_size() * 4;
     const std::int64_t states = max_tokens * stage.hidden_size() * DTypeBytes(WireDtypeOf(plan));
-    const bool is_alone = std::all_of(plan.stages().begin(), plan.stages().end(), [&](const v1::PlacedStage& other) {
-                            return other.worker_id() == context_.worker_id;
-                          }) && plan.side_worker_id() == context_.worker_id;
+    const bool is_alone =
+        std::all_of(plan.stages().begin(), plan.stages().end(),
+                    [&](const v1::PlacedStage& other) { return other.worker_id() == context_.worker_id; }) &&
+        plan.side_worker_id() == context_.worker_id;
     // In one process states belong to the side as soon as they are made, and are in its budget.
     return stage.weight_bytes() + stage.activation_bytes(max_tokens) + plan.max_passes_in_flight() * residual +
            (is_alone ? 0 : kStatesUnderWay * states);

@@ -8,8 +8,8 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "gtest/gtest.h"
-#include "worker/host_link.h"
 #include "proto/support/status_matchers.h"
+#include "worker/host_link.h"
 
 namespace qst {
 namespace {

@@ -92,9 +92,8 @@ class TrainPart : public Part {
     // Everything that can be wrong with the job itself is found before the stages are kept waiting.
     QST_ASSIGN_OR_RETURN(const TrainSettings settings, ResolveTrainSettings(spec));
     QST_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model, StoredModel::Open(plan_.model_path()));
-    QST_ASSIGN_OR_RETURN(JobData data, LoadJobData(work_, plan_.model_path(), [this](const std::string& line) {
-                           ReportMessage(line);
-                         }));
+    QST_ASSIGN_OR_RETURN(
+        JobData data, LoadJobData(work_, plan_.model_path(), [this](const std::string& line) { ReportMessage(line); }));
     QST_RETURN_IF_ERROR(CheckNotStopped());
     const v1::TaskType task = spec.task().type();
     QST_ASSIGN_OR_RETURN(SideNetworkConfig side,
@@ -110,7 +109,8 @@ class TrainPart : public Part {
     QST_ASSIGN_OR_RETURN(Transport * transport, link_.Connect());
     ReportPart(v1::PART_STATE_READY);
     LiveStreamOptions options;
-    for (const v1::PlacedStage& stage : plan_.stages()) options.stages.push_back({stage.first_layer(), stage.num_layers()});
+    for (const v1::PlacedStage& stage : plan_.stages())
+      options.stages.push_back({stage.first_layer(), stage.num_layers()});
     options.hidden_size = model->config().hidden_size;
     options.wire_dtype = WireDtypeOf(plan_);
     options.max_passes_in_flight = plan_.max_passes_in_flight();
@@ -165,15 +165,13 @@ class TrainPart : public Part {
   std::int64_t BudgetBytes(const SideNetworkConfig& side, const TrainSettings& settings,
                            const StoredModel& model) const {
     const std::int64_t num_states = side.backbone.num_layers + 1 - side.first_layer();
-    const std::int64_t state_bytes =
-        MaxPassTokens(plan_) * side.backbone.hidden_size * DTypeBytes(WireDtypeOf(plan_));
+    const std::int64_t state_bytes = MaxPassTokens(plan_) * side.backbone.hidden_size * DTypeBytes(WireDtypeOf(plan_));
     const std::int64_t in_use = ReadProcessMemory().resident_bytes;
     // The budget counts what the idle process used already.
     const std::int64_t before = context_.memory->total_bytes();
     return std::max<std::int64_t>(0, in_use - before) +
            EstimateSideMemory(side, settings.micro_batch_tokens).total_bytes() +
-           plan_.max_passes_in_flight() * num_states * state_bytes +
-           (side.is_classification() ? 0 : model.HeadBytes());
+           plan_.max_passes_in_flight() * num_states * state_bytes + (side.is_classification() ? 0 : model.HeadBytes());
   }
 
   TrainerCallbacks Callbacks() {

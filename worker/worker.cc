@@ -48,7 +48,8 @@ struct Worker::State {
       : options(worker_options),
         incarnation(RandomIncarnation()),
         threads(options.num_threads),
-        stub(v1::WorkerControl::NewStub(OpenChannel(options.coordinator))),
+        channel(OpenChannel(options.coordinator)),
+        stub(v1::WorkerControl::NewStub(channel)),
         // Last: what the process uses with all this in place is what it uses when idle.
         memory(ReadProcessMemory().resident_bytes) {
     PartContext context;
@@ -76,7 +77,7 @@ struct Worker::State {
       return heartbeat;
     };
     callbacks.command = [this](const v1::WorkerCommand& command) { host->Handle(command); };
-    session = std::make_unique<WorkerSession>(stub.get(), &reports, std::move(callbacks), std::move(session_options));
+    session = std::make_unique<WorkerSession>(channel, &reports, std::move(callbacks), std::move(session_options));
   }
 
   v1::Hello MakeHello() const {
@@ -96,6 +97,7 @@ struct Worker::State {
   const WorkerOptions options;
   const std::string incarnation;
   ThreadPool threads;
+  std::shared_ptr<grpc::Channel> channel;
   std::unique_ptr<v1::WorkerControl::Stub> stub;
   MemoryBudget memory;
   WorkerReports reports;

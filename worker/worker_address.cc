@@ -17,9 +17,7 @@ namespace qst {
 
 absl::StatusOr<std::pair<std::string, std::string>> SplitHostPort(absl::string_view address) {
   const std::size_t colon = address.rfind(':');
-  const auto error = [&] {
-    return absl::InvalidArgumentError(absl::StrCat("\"", address, "\" is not HOST:PORT"));
-  };
+  const auto error = [&] { return absl::InvalidArgumentError(absl::StrCat("\"", address, "\" is not HOST:PORT")); };
   if (colon == absl::string_view::npos || colon == 0) return error();
   absl::string_view host = address.substr(0, colon);
   const absl::string_view port = address.substr(colon + 1);

@@ -20,10 +20,13 @@ template <typename Call>
 absl::Status CallUntil(absl::Time deadline, const std::string& what, const Call& call) {
   for (;;) {
     grpc::ClientContext context;
+    // A call that waits for the connection also drives it; one that fails at once would not.
+    context.set_wait_for_ready(true);
     context.set_deadline(absl::ToChronoTime(std::min(deadline, absl::Now() + kCallTimeout)));
     const absl::Status status = FromGrpcStatus(call(&context));
     if (!absl::IsUnavailable(status) && !absl::IsDeadlineExceeded(status)) return status;
-    if (absl::Now() + kRetryPause >= deadline) return absl::DeadlineExceededError(absl::StrCat(what, ": ", status.message()));
+    if (absl::Now() + kRetryPause >= deadline)
+      return absl::DeadlineExceededError(absl::StrCat(what, ": ", status.message()));
     if (absl::IsUnavailable(status)) absl::SleepFor(kRetryPause);
   }
 }

@@ -1,5 +1,6 @@
 #include "worker/worker_session.h"
 
+#include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
 #include <spdlog/spdlog.h>
 
@@ -22,9 +23,13 @@ bool IsFinal(const absl::Status& status) {
 
 }  // namespace
 
-WorkerSession::WorkerSession(v1::WorkerControl::StubInterface* stub, WorkerReports* reports,
+WorkerSession::WorkerSession(std::shared_ptr<grpc::Channel> channel, WorkerReports* reports,
                              WorkerSessionCallbacks callbacks, WorkerSessionOptions options)
-    : stub_(stub), reports_(reports), callbacks_(std::move(callbacks)), options_(std::move(options)) {}
+    : channel_(std::move(channel)),
+      stub_(v1::WorkerControl::NewStub(channel_)),
+      reports_(reports),
+      callbacks_(std::move(callbacks)),
+      options_(std::move(options)) {}
 
 bool WorkerSession::is_stopping() const {
   absl::MutexLock lock(&mutex_);
@@ -73,7 +78,6 @@ absl::Status WorkerSession::RunOnce(bool* was_welcome) {
     if (is_stopping_) return absl::OkStatus();
     context_ = &context;
   }
-  // A connection that is up already or comes up: fails fast otherwise, the pause between tries is ours.
   auto stream = stub_->Session(&context);
   v1::WorkerReport hello;
   *hello.mutable_hello() = callbacks_.hello();
@@ -106,11 +110,27 @@ absl::Status WorkerSession::RunOnce(bool* was_welcome) {
   return FromGrpcStatus(stream->Finish());
 }
 
+bool WorkerSession::WaitForConnection(absl::Time deadline) {
+  // In slices, to hear of Stop. Waiting here also drives the channel: gRPC connects while somebody polls, and a call
+  // that fails at once does not.
+  while (!is_stopping()) {
+    const absl::Time slice = std::min(deadline, absl::Now() + absl::Milliseconds(100));
+    if (channel_->WaitForConnected(absl::ToChronoTime(slice))) return true;
+    if (absl::Now() >= deadline) return false;
+  }
+  return false;
+}
+
 absl::Status WorkerSession::Run() {
   const absl::Time first_deadline = absl::Now() + options_.first_connect_timeout;
   bool was_ever_welcome = false;
   absl::Duration backoff = options_.min_backoff;
   while (!is_stopping()) {
+    if (!WaitForConnection(was_ever_welcome ? absl::InfiniteFuture() : first_deadline)) {
+      if (is_stopping()) break;
+      return absl::UnavailableError(
+          absl::StrCat("no coordinator answers at ", options_.coordinator, "; is it running?"));
+    }
     bool was_welcome = false;
     const absl::Status status = RunOnce(&was_welcome);
     if (is_stopping()) break;
@@ -123,11 +143,12 @@ absl::Status WorkerSession::Run() {
       // A worker that hosts something goes on trying: what it runs must not end by a mistake in a restart.
       if (IsFinal(status) && !was_ever_welcome) return status;
       if (!was_ever_welcome && absl::Now() + backoff >= first_deadline) {
-        // Taken: another worker has this id. Anything else: nobody answers.
+        // Taken: another worker has this id. Anything else: what answers is no coordinator.
         if (absl::IsAlreadyExists(status)) return status;
         return absl::UnavailableError(absl::StrCat("no coordinator answers at ", options_.coordinator, " (",
                                                    status.message(), "); is it running?"));
       }
+      spdlog::debug("no session with the coordinator at {}: {}", options_.coordinator, status.ToString());
     }
     const absl::Time wake = absl::Now() + backoff;
     {

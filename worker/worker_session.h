@@ -15,8 +15,9 @@
 #include "worker/worker_reports.h"
 
 namespace grpc {
+class Channel;
 class ClientContext;
-}
+}  // namespace grpc
 
 namespace qst {
 
@@ -42,8 +43,8 @@ struct WorkerSessionCallbacks {
 //        └─ Stop() ──────────┴──▶ over
 class WorkerSession {
  public:
-  // `stub` and `reports` must outlive the session.
-  WorkerSession(v1::WorkerControl::StubInterface* stub, WorkerReports* reports, WorkerSessionCallbacks callbacks,
+  // `reports` must outlive the session.
+  WorkerSession(std::shared_ptr<grpc::Channel> channel, WorkerReports* reports, WorkerSessionCallbacks callbacks,
                 WorkerSessionOptions options);
 
   // Blocks until Stop or a Shutdown command (OK). kUnavailable: no coordinator answered in the time allowed for the
@@ -54,12 +55,15 @@ class WorkerSession {
   void Stop();
 
  private:
+  // Waits until the channel is connected; false when `deadline` has passed or Stop was called.
+  bool WaitForConnection(absl::Time deadline);
   // One session, from connection to its end. `*was_welcome`: the coordinator took this worker in.
   absl::Status RunOnce(bool* was_welcome);
   void ReadCommands(grpc::ClientReaderWriterInterface<v1::WorkerReport, v1::WorkerCommand>* stream, bool* was_welcome);
   bool is_stopping() const;
 
-  v1::WorkerControl::StubInterface* const stub_;
+  const std::shared_ptr<grpc::Channel> channel_;
+  const std::unique_ptr<v1::WorkerControl::Stub> stub_;
   WorkerReports* const reports_;
   const WorkerSessionCallbacks callbacks_;
   const WorkerSessionOptions options_;

@@ -173,8 +173,9 @@ class WorkerSessionTest : public testing::Test {
     arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 100);
     // A channel of its own for each test: ports are used again.
     arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-    stub_ = v1::WorkerControl::NewStub(grpc::CreateCustomChannel(
-        absl::StrCat("127.0.0.1:", port_), grpc::InsecureChannelCredentials(), arguments));
+    const auto channel =
+        grpc::CreateCustomChannel(absl::StrCat("127.0.0.1:", port_), grpc::InsecureChannelCredentials(), arguments);
+    stub_ = v1::WorkerControl::NewStub(channel);
     WorkerSessionCallbacks callbacks;
     callbacks.hello = [this] {
       v1::Hello hello;
@@ -190,7 +191,7 @@ class WorkerSessionTest : public testing::Test {
       changed_.SignalAll();
     };
     options_.coordinator = "test";
-    session_ = std::make_unique<WorkerSession>(stub_.get(), &reports_, callbacks, options_);
+    session_ = std::make_unique<WorkerSession>(channel, &reports_, callbacks, options_);
     thread_ = std::thread([this] { result_ = session_->Run(); });
   }
   void Join() { thread_.join(); }

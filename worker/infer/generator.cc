@@ -38,8 +38,8 @@ absl::StatusOr<std::string> Generator::Run(const std::vector<std::int32_t>& prom
     pass.past_tokens = static_cast<std::int32_t>(past);
     QST_RETURN_IF_ERROR(stream_->Submit(std::move(pass), next_state_->first_layer()));
     const auto source = [&](std::int64_t layer) { return stream_->Wait(static_cast<std::uint64_t>(num_new), layer); };
-    QST_RETURN_IF_ERROR(next_state_->Compute(ctx_, static_cast<std::int64_t>(input.size()), source,
-                                             Matrix(state.data(), 1, width)));
+    QST_RETURN_IF_ERROR(
+        next_state_->Compute(ctx_, static_cast<std::int64_t>(input.size()), source, Matrix(state.data(), 1, width)));
     stream_->Release(static_cast<std::uint64_t>(num_new));
     const ConstMatrixView no_bias;
     QST_RETURN_IF_ERROR(Linear(ctx_, Matrix(const_cast<const float*>(state.data()), 1, width), lm_head_, no_bias,

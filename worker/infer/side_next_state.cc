@@ -56,15 +56,13 @@ absl::Status SideNextState::Compute(const OpContext& ctx, std::int64_t num_token
       QST_ASSIGN_OR_RETURN(hidden, source(layer));
       const ArenaScope scope(&arena_);
       DownsampleActivations down;
-      QST_RETURN_IF_ERROR(
-          DownsampleForward(ctx, config, network_->downsample_values(layer), hidden, &arena_, &down));
+      QST_RETURN_IF_ERROR(DownsampleForward(ctx, config, network_->downsample_values(layer), hidden, &arena_, &down));
       if (layer == 0) {
         QST_RETURN_IF_ERROR(AddInto(ctx, down.out, state, /*accumulate=*/false));
         continue;
       }
       const MatrixView mixed = arena_.Float(num_tokens, config.hidden_size);
-      QST_RETURN_IF_ERROR(
-          GateMix(ctx, down.out, state, network_->gate_value(layer), /*apply_sigmoid=*/true, mixed));
+      QST_RETURN_IF_ERROR(GateMix(ctx, down.out, state, network_->gate_value(layer), /*apply_sigmoid=*/true, mixed));
       SideKvCache& cache = caches_[static_cast<std::size_t>(layer - 1)];
       cache.num_tokens = past_;
       SideLayerActivations activations;

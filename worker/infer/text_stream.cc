@@ -25,8 +25,9 @@ TextStream::TextStream(const Tokenizer* tokenizer, const std::vector<std::int32_
 }
 
 std::string TextStream::TextOf(std::size_t end) const {
-  return tokenizer_->Decode(std::vector<std::int32_t>(tokens_.begin(), tokens_.begin() + static_cast<std::ptrdiff_t>(end)),
-                            /*skip_special=*/true);
+  return tokenizer_->Decode(
+      std::vector<std::int32_t>(tokens_.begin(), tokens_.begin() + static_cast<std::ptrdiff_t>(end)),
+      /*skip_special=*/true);
 }
 
 std::string TextStream::Add(std::int32_t token) {

@@ -70,9 +70,8 @@ absl::StatusOr<SharedBuffer> BufferPool::Get(std::int64_t num_bytes) {
     peak_bytes_ = std::max(peak_bytes_, allocated_bytes_);
   }
   buffer->size_ = wanted;
-  return SharedBuffer(buffer.release(), [pool = shared_from_this()](Buffer* returned) {
-    pool->Put(std::unique_ptr<Buffer>(returned));
-  });
+  return SharedBuffer(buffer.release(),
+                      [pool = shared_from_this()](Buffer* returned) { pool->Put(std::unique_ptr<Buffer>(returned)); });
 }
 
 void BufferPool::Put(std::unique_ptr<Buffer> buffer) {

@@ -47,7 +47,8 @@ std::string OffsetsError(const std::vector<std::int32_t>& offsets, std::int64_t 
 absl::StatusOr<std::uint8_t> WireDtypeCode(DType dtype) {
   if (dtype == DType::kBF16) return 1;
   if (dtype == DType::kF32) return 2;
-  return absl::UnimplementedError(absl::StrCat("hidden states cannot travel as ", DTypeName(dtype), "; use bf16 or f32"));
+  return absl::UnimplementedError(
+      absl::StrCat("hidden states cannot travel as ", DTypeName(dtype), "; use bf16 or f32"));
 }
 
 void EncodeHeader(const PassHeader& header, std::uint8_t* out) {
@@ -68,8 +69,7 @@ absl::StatusOr<PassHeader> DecodeHeader(const std::uint8_t* in, std::uint64_t ex
   if (Take<std::uint32_t>(in, 0) != kHeaderMagic) return absl::DataLossError("pass header: wrong magic number");
   const auto version = Take<std::uint16_t>(in, 4);
   if (version != kHeaderVersion) {
-    return absl::DataLossError(
-        absl::StrCat("pass header: version ", version, ", this build speaks ", kHeaderVersion));
+    return absl::DataLossError(absl::StrCat("pass header: version ", version, ", this build speaks ", kHeaderVersion));
   }
   const auto flags = Take<std::uint16_t>(in, 6);
   if ((flags & ~(kFlagStop | kFlagKvCache)) != 0) {

@@ -28,7 +28,7 @@ absl::Status GlooTransport::Impl::Listen() {
     // Gloo waits five times its timeout for a connection.
     const auto timeout = absl::ToChronoMilliseconds(options_.connect_timeout / 5);
     context_ = std::make_shared<GlooMesh>(options_.rank, static_cast<int>(options_.names.size()), std::move(device),
-                                             options_.peers, std::max(timeout, std::chrono::milliseconds(1)));
+                                          options_.peers, std::max(timeout, std::chrono::milliseconds(1)));
   } catch (const std::exception& error) {
     return absl::UnavailableError(
         absl::StrCat("data plane: cannot listen at ", *address, ": ", WithoutGlooSource(error.what())));

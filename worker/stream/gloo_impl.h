@@ -36,7 +36,7 @@ std::string WithoutGlooSource(const std::string& what);
 class GlooMesh : public gloo::Context {
  public:
   GlooMesh(int rank, int size, std::shared_ptr<gloo::transport::Device> device, const std::vector<int>& peers,
-              std::chrono::milliseconds timeout)
+           std::chrono::milliseconds timeout)
       : gloo::Context(rank, size) {
     transportContext_ = device->createContext(rank, size);
     transportContext_->setTimeout(timeout);

@@ -85,7 +85,8 @@ TEST(GlooTransportTest, PeerThatNeverComesIsNamedAfterTheTimeout) {
   GlooOptions options = TwoRanks(0);
   options.connect_timeout = absl::Milliseconds(100);
   auto transport = GlooTransport::Create(options).value();
-  EXPECT_THAT(transport->Connect(store), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("rank 1 on test did not appear")));
+  EXPECT_THAT(transport->Connect(store),
+              StatusIs(absl::StatusCode::kUnavailable, HasSubstr("rank 1 on test did not appear")));
 }
 
 TEST(GlooTransportTest, AbortEndsTheWaitForPeers) {

@@ -48,7 +48,8 @@ struct InprocHub::State {
 
   absl::Status CheckPeer(int rank, int peer) const {
     if (peer >= 0 && peer < size() && peer != rank) return absl::OkStatus();
-    return absl::InvalidArgumentError(absl::StrCat("rank ", rank, " has no peer ", peer, "; there are ", size(), " ranks"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("rank ", rank, " has no peer ", peer, "; there are ", size(), " ranks"));
   }
 
   // Boxes whose messages and receives all met are forgotten: tags are used once and would pile up.

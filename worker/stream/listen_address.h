@@ -9,7 +9,8 @@
 namespace qst {
 
 // An IP address, as text, that this machine can listen at: that of a network interface if one is named (IPv4 before
-// IPv6), else the first one that `host` resolves to. kUnavailable: no such interface, or not an address of this machine.
+// IPv6), else the first one that `host` resolves to. kUnavailable: no such interface, or not an address of this
+// machine.
 absl::StatusOr<std::string> ResolveListenAddress(const std::string& interface, const std::string& host);
 
 }  // namespace qst

@@ -51,8 +51,7 @@ struct StageRunner::Intake {
       work.first_layer = header.first_layer;
       if (previous >= 0) {
         const std::int64_t bytes = static_cast<std::int64_t>(header.num_tokens) * limits.hidden_size * 4;
-        QST_ASSIGN_OR_RETURN(work.residual,
-                             transport.Receive(previous, MakeTag(FrameKind::kResidual, id), bytes));
+        QST_ASSIGN_OR_RETURN(work.residual, transport.Receive(previous, MakeTag(FrameKind::kResidual, id), bytes));
       }
       QST_ASSIGN_OR_RETURN(auto pending, transport.Receive(side, MakeTag(FrameKind::kTokens, id),
                                                            TokensBytes(header.num_tokens, header.num_sequences)));
@@ -133,7 +132,8 @@ absl::Status StageRunner::RunPass(Work& work) {
     if (layer < work.first_layer) return absl::OkStatus();
     if (states.rows != num_tokens || states.cols != width || states.dtype != DType::kF32) {
       return absl::InternalError(absl::StrCat("layer ", layer, " gave [", states.rows, ", ", states.cols, "] ",
-                                              DTypeName(states.dtype), ", expected [", num_tokens, ", ", width, "] f32"));
+                                              DTypeName(states.dtype), ", expected [", num_tokens, ", ", width,
+                                              "] f32"));
     }
     const absl::Time sink_start = absl::Now();
     const absl::Status status = SendStates(work.pass.id, layer, states);

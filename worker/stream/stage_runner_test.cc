@@ -300,7 +300,8 @@ TEST(StageRunnerTest, AbortInMidPassWakesSideAndStages) {
     aborter.join();
     pipeline.Join();
     for (int i : {0, 1}) {
-      EXPECT_THAT(pipeline.result(i), StatusIs(absl::StatusCode::kCancelled, HasSubstr("side network on w9: cancelled")));
+      EXPECT_THAT(pipeline.result(i),
+                  StatusIs(absl::StatusCode::kCancelled, HasSubstr("side network on w9: cancelled")));
       EXPECT_TRUE(IsPeerReported(pipeline.result(i)));
     }
   }
@@ -319,9 +320,11 @@ TEST(StageRunnerTest, FailureOfAStageReachesEveryoneWithItsName) {
     for (std::uint64_t id : {0, 1}) {
       if (status.ok()) status = pipeline.stream().Wait(id, kLayers).status();
     }
-    EXPECT_THAT(status, StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("stage 1 on w1: pass 1: out of memory")));
+    EXPECT_THAT(status,
+                StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("stage 1 on w1: pass 1: out of memory")));
     pipeline.Join();
-    EXPECT_THAT(pipeline.result(1), StatusIs(absl::StatusCode::kResourceExhausted, testing::Eq("pass 1: out of memory")));
+    EXPECT_THAT(pipeline.result(1),
+                StatusIs(absl::StatusCode::kResourceExhausted, testing::Eq("pass 1: out of memory")));
     EXPECT_FALSE(IsPeerReported(pipeline.result(1)));
     EXPECT_THAT(pipeline.result(0), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("stage 1 on w1")));
     EXPECT_THAT(pipeline.result(2), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("stage 1 on w1")));
@@ -339,13 +342,15 @@ TEST(StageRunnerTest, HeadersThatBreakThePlanEndTheStage) {
   EncodeHeader(header, head->data());
   QST_ASSERT_OK(pipeline.transport(1).Send(0, MakeTag(FrameKind::kHeader, 0), std::move(head)));
   pipeline.Join();
-  EXPECT_THAT(pipeline.result(0), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("1000000 tokens, allowed are 1 to 64")));
+  EXPECT_THAT(pipeline.result(0),
+              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("1000000 tokens, allowed are 1 to 64")));
 }
 
 TEST(LiveStreamTest, BadPassesAreRefusedBeforeAnythingIsSent) {
   Pipeline pipeline(1, false);
   LiveStream& stream = pipeline.stream();
-  EXPECT_THAT(stream.Submit(MakePass(1, 5), 0), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("next one is 0")));
+  EXPECT_THAT(stream.Submit(MakePass(1, 5), 0),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("next one is 0")));
   EXPECT_THAT(stream.Submit(MakePass(0, 65), 0), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("65 tokens")));
   EXPECT_THAT(stream.Submit(MakePass(0, 5), kLayers + 1), StatusIs(absl::StatusCode::kInvalidArgument));
   EXPECT_THAT(stream.Submit(TokenPass{}, 0), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("no tokens")));

@@ -128,7 +128,8 @@ TEST_P(TransportTest, AbortWakesWhoeverWaitsWithItsReason) {
   World world = Make(2);
   auto pending = world[1]->Receive(0, 1, 8).value();
   std::thread aborter([&world] { world[1]->Abort(absl::CancelledError("job cancelled")); });
-  EXPECT_THAT(pending->Wait(absl::InfiniteDuration()), StatusIs(absl::StatusCode::kCancelled, HasSubstr("job cancelled")));
+  EXPECT_THAT(pending->Wait(absl::InfiniteDuration()),
+              StatusIs(absl::StatusCode::kCancelled, HasSubstr("job cancelled")));
   aborter.join();
   EXPECT_THAT(world[1]->Send(0, 2, Bytes("x")), StatusIs(absl::StatusCode::kCancelled));
   EXPECT_THAT(world[1]->Receive(0, 2, 1), StatusIs(absl::StatusCode::kCancelled));
