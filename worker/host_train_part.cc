@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <atomic>
 #include <optional>
 #include <string>
@@ -161,17 +162,20 @@ class TrainPart : public Part {
     return absl::OkStatus();
   }
 
-  // On top of what the process uses now, with the data read: the network, its training, and the states in flight.
+  // The dearer of two phases. Reading and tokenising the data is over, so what it took is known; for training it is
+  // what is in use now, and the network, its optimizer and activations, the states in flight and the LM head besides.
   std::int64_t BudgetBytes(const SideNetworkConfig& side, const TrainSettings& settings,
                            const StoredModel& model) const {
     const std::int64_t num_states = side.backbone.num_layers + 1 - side.first_layer();
     const std::int64_t state_bytes = MaxPassTokens(plan_) * side.backbone.hidden_size * DTypeBytes(WireDtypeOf(plan_));
-    const std::int64_t in_use = ReadProcessMemory().resident_bytes;
-    // The budget counts what the idle process used already.
+    const ProcessMemory process = ReadProcessMemory();
+    // Counted by the budget already: what the idle process used, and other parts.
     const std::int64_t before = context_.memory->total_bytes();
-    return std::max<std::int64_t>(0, in_use - before) +
-           EstimateSideMemory(side, settings.micro_batch_tokens).total_bytes() +
-           plan_.max_passes_in_flight() * num_states * state_bytes + (side.is_classification() ? 0 : model.HeadBytes());
+    const std::int64_t training = std::max<std::int64_t>(0, process.resident_bytes - before) +
+                                  EstimateSideMemory(side, settings.micro_batch_tokens).total_bytes() +
+                                  plan_.max_passes_in_flight() * num_states * state_bytes +
+                                  (side.is_classification() ? 0 : model.HeadBytes());
+    return std::max(process.peak_bytes - before, training);
   }
 
   TrainerCallbacks Callbacks() {
