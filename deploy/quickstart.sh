@@ -103,7 +103,8 @@ printf '  finetuned (side network)               %s\n' "$(percent "$accuracy")"
 printf '  linear probe, same data and steps      %s\n' "$(percent "$probe")"
 printf '  always the most frequent topic         %s\n' "$(percent "$majority")"
 printf '\nThree predictions:\n'
-awk 'NR % 200 == 50' "$output/result/predictions.jsonl" | head -3
+awk 'NR % 200 == 50' "$output/result/predictions.jsonl" | head -3 |
+  sed -E 's/.*"text":"(([^"\\]|\\.)*)","label":"([^"]*)","prediction":"([^"]*)".*/  \1\n    topic: \3, predicted: \4/'
 printf '\nSaved: %s\n' "$output/result/side_network.safetensors ($(stat -c %s "$output/result/side_network.safetensors") bytes)"
 
 say "Shutting down"
