@@ -22,7 +22,7 @@ namespace {
 // After the last pass: for the side network to say goodbye.
 constexpr absl::Duration kGoodbyeTimeout = absl::Seconds(10);
 // States of one layer that are on their way to the side network at a time, about.
-constexpr std::int64_t kStatesUnderWay = 3;
+constexpr std::int64_t kStatesUnderWay = 2;
 
 class StagePart : public Part {
  public:
