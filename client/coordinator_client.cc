@@ -304,8 +304,11 @@ absl::Status CoordinatorClient::WatchJob(const std::string& job_id, uint64_t aft
       },
       [&](const v1::WatchJobResponse& response) {
         const v1::JobEvent& event = response.event();
-        if (event.sequence() <= last) return false;
-        last = event.sequence();
+        // Progress that the coordinator does not store has no number and never comes twice.
+        if (event.sequence() != 0) {
+          if (event.sequence() <= last) return false;
+          last = event.sequence();
+        }
         on_event(event);
         return event.has_state() && IsFinal(event.state().to());
       });

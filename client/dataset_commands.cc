@@ -8,6 +8,7 @@
 #include "client/live_line.h"
 #include "client/progress_view.h"
 #include "client/proto_json.h"
+#include "client/resolve.h"
 #include "client/upload.h"
 #include "proto/support/status_macros.h"
 
@@ -54,19 +55,8 @@ absl::Status RunList(CommandContext& context) {
   return absl::OkStatus();
 }
 
-// The list shows ids shortened: takes the beginning of one for the whole.
-absl::StatusOr<std::string> ResolveDataset(CommandContext& context, const std::string& text) {
-  QST_ASSIGN_OR_RETURN(const v1::ListDatasetsResponse response, context.client.ListDatasets());
-  std::vector<std::string> beginnings;
-  for (const v1::Dataset& dataset : response.datasets()) {
-    if (dataset.name() == text || dataset.id() == text) return text;
-    if (text.size() >= 6 && absl::StartsWith(dataset.id(), text)) beginnings.push_back(dataset.id());
-  }
-  return beginnings.size() == 1 ? beginnings[0] : text;
-}
-
 absl::Status RunRemove(CommandContext& context) {
-  QST_ASSIGN_OR_RETURN(const std::string dataset, ResolveDataset(context, context.args.positional[0]));
+  QST_ASSIGN_OR_RETURN(const std::string dataset, ResolveDataset(context.args.positional[0], context.client));
   QST_RETURN_IF_ERROR(context.client.DeleteDataset(dataset).status());
   if (context.json) {
     context.env.out << "{}" << std::endl;

@@ -53,4 +53,16 @@ absl::StatusOr<std::string> ResolveJob(absl::string_view text, CoordinatorClient
   return ResolveJob(text, std::vector<v1::Job>(response.jobs().begin(), response.jobs().end()));
 }
 
+absl::StatusOr<std::string> ResolveDataset(const std::string& text, CoordinatorClient& client) {
+  QST_ASSIGN_OR_RETURN(const v1::ListDatasetsResponse response, client.ListDatasets());
+  std::vector<std::string> beginnings;
+  for (const v1::Dataset& dataset : response.datasets()) {
+    if (dataset.name() == text || dataset.id() == text) return text;
+    if (text.size() >= 6 && absl::StartsWith(dataset.id(), text)) beginnings.push_back(dataset.id());
+  }
+  std::sort(beginnings.begin(), beginnings.end());
+  beginnings.erase(std::unique(beginnings.begin(), beginnings.end()), beginnings.end());
+  return beginnings.size() == 1 ? beginnings[0] : text;
+}
+
 }  // namespace qst

@@ -1,4 +1,4 @@
-// Finds what the user means by a job's name or the beginning of its id.
+// Finds what the user means by a name or the beginning of an id.
 #ifndef QST_CLIENT_RESOLVE_H_
 #define QST_CLIENT_RESOLVE_H_
 
@@ -18,6 +18,10 @@ absl::StatusOr<std::string> ResolveJob(absl::string_view text, const std::vector
 
 // The same among the coordinator's jobs. A full id needs no call.
 absl::StatusOr<std::string> ResolveJob(absl::string_view text, CoordinatorClient& client);
+
+// The id of the only data set whose id begins with `text` (6 characters or more), which is how lists show it; `text`
+// itself if it is a name or an id, or nothing begins so.
+absl::StatusOr<std::string> ResolveDataset(const std::string& text, CoordinatorClient& client);
 
 }  // namespace qst
 

@@ -14,6 +14,7 @@
 #include "client/format.h"
 #include "client/progress_view.h"
 #include "client/proto_json.h"
+#include "client/resolve.h"
 #include "client/upload.h"
 #include "client/yaml_to_spec.h"
 #include "proto/support/status_macros.h"
@@ -54,7 +55,13 @@ absl::StatusOr<std::string> FindDataFile(const std::string& field, const std::st
 absl::Status UploadIfLocal(CommandContext& context, const std::string& field, const std::filesystem::path& job_folder,
                            std::string* value) {
   QST_ASSIGN_OR_RETURN(const std::string path, FindDataFile(field, *value, job_folder));
-  if (path.empty()) return absl::OkStatus();
+  if (path.empty()) {
+    // The list of data sets shows ids shortened.
+    if (!value->empty()) {
+      QST_ASSIGN_OR_RETURN(*value, ResolveDataset(*value, context.client));
+    }
+    return absl::OkStatus();
+  }
   const absl::StatusOr<FileDigest> digest = DigestFile(path);
   if (!digest.ok()) return WithContext(digest.status(), field);
   // A sweep submits the same file many times.

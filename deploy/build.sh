@@ -6,7 +6,7 @@
 # Prints the folder that holds the three programs as links on its last line: ./bin
 set -euo pipefail
 cd "$(dirname "$0")/.."
-deploy/install_deps.sh
+deploy/install_deps.sh >&2
 bazel build "$@" //client:qst //server:qst-coordinator //worker:qst-worker >&2
 mkdir -p bin
 for program in client/qst server/qst-coordinator worker/qst-worker; do

@@ -35,7 +35,7 @@ started=$SECONDS
 say() { printf '\n== [%3d s] %s\n' $((SECONDS - started)) "$*"; }
 
 say "Installing packages and building (first run: several minutes)"
-bin=$(deploy/build.sh)
+bin=$(deploy/build.sh | tail -n 1)
 qst() { "$bin/qst" "$@"; }
 say "Built"
 

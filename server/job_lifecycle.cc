@@ -57,6 +57,7 @@ absl::Status JobManager::Recover() {
       model.set_name(job->record.job.spec().model());
       job->plan.emplace(BuildPlan(job->record.job, model));
       job->is_recovering = true;
+      job->was_recovered = true;
       job->parts_back.assign(job->plan->parts().size(), false);
       const std::string plan_id = job->plan->id();
       services_.rendezvous->Open(plan_id);
@@ -67,7 +68,7 @@ absl::Status JobManager::Recover() {
         if (recovering == nullptr || !recovering->is_recovering) return;
         Requeue(recovering,
                 "the coordinator restarted and not all workers of the job came back; it resumes from its "
-                "last checkpoint");
+                "newest checkpoint, if it has one");
       });
     }
   }
@@ -107,6 +108,7 @@ void JobManager::Requeue(ActiveJob* job, const std::string& message) {
     return;
   }
   job->is_recovering = false;
+  job->was_recovered = false;
   job->held_failure.reset();
   if (job->plan.has_value()) {
     services_.rendezvous->Close(job->plan->id());
@@ -114,6 +116,8 @@ void JobManager::Requeue(ActiveJob* job, const std::string& message) {
     job->plan.reset();
   }
   Enqueue(job->id());
+  // Later, because callers may be walking over the jobs. Nothing else may come that would look at the queue again.
+  services_.executor->Post([this] { Schedule(); });
 }
 
 absl::StatusOr<v1::Job> JobManager::Cancel(const std::string& id) {
@@ -205,8 +209,9 @@ void JobManager::FailHeld(ActiveJob* job) {
   const std::string side_worker_id = job->plan->side_worker_id();
   const std::string plan_id = job->plan->id();
   End(job, v1::JOB_STATE_FAILED, message);
-  // Whether stored or not yet: the outcome is in hand and is not lost by the worker forgetting it.
-  if (failure.report_sequence > 0) Acknowledge(side_worker_id, plan_id, failure.report_sequence);
+  // As long as the outcome is not stored the worker keeps its report: this process may die before it is.
+  if (failure.report_sequence > 0 && FindPlan(plan_id) == nullptr)
+    Acknowledge(side_worker_id, plan_id, failure.report_sequence);
 }
 
 void JobManager::OnPartReport(const std::string& worker_id, const v1::PartReport& report) {
@@ -280,7 +285,11 @@ void JobManager::OnJobReport(const std::string& worker_id, const v1::JobReport& 
   }
   // It comes again, after reconnection, once the held failure is decided.
   if (job->held_failure.has_value()) return;
-  if (sequence != stored + 1) {
+  if (sequence != stored + 1 && job->was_recovered) {
+    // What was stored last before the machine of the earlier coordinator lost power; final reports are never among it.
+    LogWarning(absl::StrCat("job ", job->id(), ": reports ", stored + 1, " to ", sequence - 1,
+                            " were lost with the earlier coordinator"));
+  } else if (sequence != stored + 1) {
     End(job, v1::JOB_STATE_FAILED,
         absl::StrCat(services_.registry->Describe(worker_id), " sent report ", sequence, " after report ", stored,
                      ": reports were lost"));
@@ -370,11 +379,13 @@ void JobManager::OnStateReport(ActiveJob* job, std::uint64_t sequence, const v1:
       }
       job->record.report_sequence = sequence;
       End(job, v1::JOB_STATE_SUCCEEDED, report.message());
+      if (FindPlan(plan_id) != nullptr) return;  // not stored yet, hence not acknowledged
       break;
     case v1::JOB_STATE_CANCELLED:
       if (job->record.cancel_requested) {
         job->record.report_sequence = sequence;
         End(job, v1::JOB_STATE_CANCELLED, "cancelled on request");
+        if (FindPlan(plan_id) != nullptr) return;
         break;
       }
       [[fallthrough]];
@@ -424,7 +435,7 @@ void JobManager::OnHello(const v1::Hello& hello, bool is_new) {
         const std::string message = absl::StrCat(services_.registry->Describe(worker_id), " came back without ",
                                                  PartName(part.id.is_side(), part.id.stage()));
         if (job->is_recovering) {
-          Requeue(job, absl::StrCat(message, "; the job resumes from its last checkpoint"));
+          Requeue(job, absl::StrCat(message, "; the job resumes from its newest checkpoint, if it has one"));
         } else {
           End(job, v1::JOB_STATE_FAILED, absl::StrCat(message, "; submit the job again"));
         }

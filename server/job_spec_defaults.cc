@@ -15,6 +15,7 @@ namespace qst {
 namespace {
 
 constexpr double kTunedGateLrScale = 30;
+constexpr double kTunedLearningRate = 1e-3;
 
 // Limits that only keep absurd values out; each is far above what the paper or its largest model uses.
 constexpr std::uint32_t kMaxReduction = 1024;
@@ -53,13 +54,13 @@ void FillSide(v1::SideConfig* side) {
   QST_DEFAULT_OPTIONAL(side, upsample_bias, true);
 }
 
-void FillTrain(bool is_classification, v1::TrainConfig* train) {
+void FillTrain(bool is_classification, bool is_tuned, v1::TrainConfig* train) {
   QST_DEFAULT_ZERO(train, epochs, 3);
   QST_DEFAULT_ZERO(train, batch_size, 16);
   QST_DEFAULT_ZERO(train, micro_batch_tokens, 2048);
   QST_DEFAULT_ZERO(train, backbone_batch_tokens, 4096);
   QST_DEFAULT_ZERO(train, max_passes_in_flight, 2);
-  QST_DEFAULT_ZERO(train, learning_rate, 2e-4);
+  QST_DEFAULT_ZERO(train, learning_rate, is_tuned ? kTunedLearningRate : 2e-4);
   QST_DEFAULT_ZERO(train, schedule, is_classification ? v1::SCHEDULE_LINEAR : v1::SCHEDULE_CONSTANT);
   QST_DEFAULT_OPTIONAL(train, warmup_ratio, is_classification ? 0.06 : 0.03);
   QST_DEFAULT_OPTIONAL(train, weight_decay, 0.0);
@@ -201,7 +202,7 @@ void FillJobSpecDefaults(v1::JobSpec* spec) {
   QST_DEFAULT_ZERO(data, format, v1::DATA_FORMAT_AUTO);
   if (data->template_().empty()) data->set_template_("auto");
   QST_DEFAULT_ZERO(data, max_length, 512);
-  FillTrain(is_classification, spec->mutable_train());
+  FillTrain(is_classification, spec->side().preset() == v1::SIDE_PRESET_TUNED, spec->mutable_train());
   QST_DEFAULT_OPTIONAL(spec->mutable_eval(), at_start, !is_classification);
   QST_DEFAULT_ZERO(spec->mutable_checkpoint(), keep, 2);
   spec->mutable_resources();
@@ -213,6 +214,9 @@ absl::Status ValidateJobSpec(const v1::JobSpec& spec) {
   if (spec.model().empty()) violations.Add("model", "is required: a name from `qst model list`");
   CheckSide(spec.side(), &violations);
   CheckTask(spec.task(), &violations);
+  if (spec.eval().linear_probe() && spec.task().type() != v1::TASK_TYPE_CLASSIFICATION) {
+    violations.Add("eval.linear_probe", "only classification has one");
+  }
   CheckData(spec.data(), &violations);
   CheckTrain(spec.train(), spec.data(), &violations);
   violations.AddStatus(ValidateResources(spec.resources(), "resources"));

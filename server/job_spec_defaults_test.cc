@@ -45,7 +45,7 @@ TEST(JobSpecDefaultsTest, AnEmptySpecGetsThePapersDefaults) {
   EXPECT_EQ(spec.train().micro_batch_tokens(), 2048u);
   EXPECT_EQ(spec.train().backbone_batch_tokens(), 4096u);
   EXPECT_EQ(spec.train().max_passes_in_flight(), 2u);
-  EXPECT_EQ(spec.train().learning_rate(), 2e-4);
+  EXPECT_EQ(spec.train().learning_rate(), 1e-3);
   EXPECT_EQ(spec.train().schedule(), v1::SCHEDULE_CONSTANT);
   EXPECT_EQ(spec.train().warmup_ratio(), 0.03);
   EXPECT_EQ(spec.train().adam_beta1(), 0.9);

@@ -5,7 +5,7 @@
 #   tests/run.sh --ci       also: unit tests under ASan and UBSan, every fuzzer for 60 s
 #
 # Tests that use the optional data folder (QST_SHARED_DATA, default ../shared/data) skip without it and say so.
-# The last line counts test targets: "N passed, N failed, N skipped".
+# The last line counts test targets that passed and failed, and test cases that were skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -49,7 +49,7 @@ run_tests //...
 say "Skipped test cases"
 # Bazel hides the output of tests that pass; skips must stay visible.
 testlogs=$(bazel info bazel-testlogs 2>/dev/null)
-skips=$(find "$testlogs" -name test.log -exec grep -hE '^\[  SKIPPED \] [A-Za-z0-9_/.]+$|Skipped$' -A0 {} + 2>/dev/null | sort -u || true)
+skips=$(find -L "$testlogs" -name test.log -exec grep -hE '^\[  SKIPPED \] [A-Za-z0-9_/.]+(:.*)?$' {} + 2>/dev/null | sort -u || true)
 skipped=$(printf '%s' "$skips" | grep -cE 'SKIPPED' || true)
 printf '%s\n' "${skips:-none}"
 

@@ -204,6 +204,8 @@ void Host::StartImport(const v1::ImportCommand& command) {
   for (const std::unique_ptr<ModelImport>& import : imports_) {
     if (import->name() == command.name()) return;  // asked for again after a reconnection
   }
+  // The outcome of an earlier import of this name is not that of this one.
+  context_.reports->ForgetModel(command.name());
   const int num_threads = context_.ops.threads == nullptr ? 1 : context_.ops.threads->num_threads();
   imports_.push_back(std::make_unique<ModelImport>(command, num_threads, context_.reports));
 }

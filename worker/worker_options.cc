@@ -49,7 +49,7 @@ constexpr FlagInfo kFlags[] = {
 std::string WorkerUsage() {
   std::string usage =
       "qst-worker hosts backbone stages and side networks of a qst cluster: one process per device.\n\n"
-      "  qst-worker --coordinator=127.0.0.1:7070 --store=/var/lib/qst\n\n";
+      "  qst-worker --coordinator=127.0.0.1:7310 --store=/var/lib/qst\n\n";
   for (const FlagInfo& flag : kFlags) absl::StrAppend(&usage, "  --", flag.name, "=", flag.help, "\n");
   return usage;
 }

@@ -19,13 +19,16 @@ void WorkerReports::AddJob(v1::JobReport report) {
   report.set_time_ms(absl::ToUnixMillis(absl::Now()));
   absl::MutexLock lock(&mutex_);
   Plan& plan = plans_[report.plan_id()];
-  const bool is_tail_unsent = plan.unacknowledged.size() > plan.num_sent;
-  if (!is_open_ && is_tail_unsent && report.has_progress() && plan.unacknowledged.back().has_progress()) {
-    report.set_report_sequence(plan.unacknowledged.back().report_sequence());
-    plan.unacknowledged.back() = std::move(report);
-    return;
+  if (!is_open_ && report.has_progress() && !plan.unacknowledged.empty()) {
+    const std::uint64_t first = plan.unacknowledged.front().report_sequence();
+    if (plan.progress_sequence >= first + plan.num_sent) {
+      report.set_report_sequence(plan.progress_sequence);
+      plan.unacknowledged[plan.progress_sequence - first] = std::move(report);
+      return;
+    }
   }
   report.set_report_sequence(++plan.last_sequence);
+  if (report.has_progress()) plan.progress_sequence = report.report_sequence();
   plan.unacknowledged.push_back(std::move(report));
   changed_.SignalAll();
 }

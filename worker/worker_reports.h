@@ -57,6 +57,7 @@ class WorkerReports {
     std::deque<v1::JobReport> unacknowledged;
     // Reports of `unacknowledged` that this session was handed.
     std::size_t num_sent = 0;
+    std::uint64_t progress_sequence = 0;  // of the newest progress report; 0 = none
   };
   struct PartEntry {
     v1::PartReport report;

@@ -5,6 +5,7 @@
 #ifndef QST_WORKER_BACKBONE_LLAMA_STAGE_H_
 #define QST_WORKER_BACKBONE_LLAMA_STAGE_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -38,7 +39,9 @@ class LlamaStage : public Stage {
   };
 
   LlamaStage(const ModelConfig& config, std::int64_t first_layer, std::int64_t max_cached_tokens)
-      : config_(config), first_layer_(first_layer), max_cached_tokens_(max_cached_tokens) {}
+      : config_(config),
+        first_layer_(first_layer),
+        max_cached_tokens_(std::min(max_cached_tokens, config.max_position_embeddings)) {}
 
   absl::Status LoadLayer(const StoredModel& model, std::int64_t index);
   absl::Status CheckPass(const TokenPass& pass, const MatrixView& residual) const;

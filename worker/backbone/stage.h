@@ -27,7 +27,7 @@ class Stage {
   virtual ~Stage() = default;
 
   // Layers [first_layer, first_layer + num_layers) counted from 0; the stage with first_layer 0 embeds tokens.
-  // max_cached_tokens: capacity of the KV cache, allocated when a pass first uses it.
+  // max_cached_tokens: capacity of the KV cache (at most the model's context), allocated when a pass first uses it.
   // kInvalidArgument: range outside the model. kUnimplemented: family. kDataLoss: a tensor has another shape.
   static absl::StatusOr<std::unique_ptr<Stage>> Create(const StoredModel& model, std::int64_t first_layer,
                                                        std::int64_t num_layers, std::int64_t max_cached_tokens);

@@ -104,8 +104,9 @@ absl::Status Trainer::TrainFrom(std::int64_t steps_done) {
   Batcher batcher = batcher_;
 
   if (steps_done == 0) {
-    if (plan_->EvaluatesAfter(0)) QST_RETURN_IF_ERROR(Evaluate(context, 0));
+    // In this order: a run that resumes from here evaluates again, after what this one has logged of it was cut off.
     if (plan_->SavesAfter(0)) QST_RETURN_IF_ERROR(SaveState(0));
+    if (plan_->EvaluatesAfter(0)) QST_RETURN_IF_ERROR(Evaluate(context, 0));
   }
   ReportState(TrainerCallbacks::State::kRunning);
   ReportProgress(steps_done);
