@@ -55,7 +55,7 @@ watch_fails() { # PATTERN ARGS...: the job fails with a message that matches
   job=$(submit "$work/job.yaml" "$@")
   timeout 60 "$bin/qst" watch "$job" >"$work/out" 2>&1 && fail "job with $* succeeded"
   is_state "$job" FAILED || fail "job with $* is $(state_of "$job")"
-  qst get "$job" --json | grep -qE "$pattern" || fail "job with $* does not say '$pattern': $(qst get "$job" --json)"
+  grep -qE "$pattern" <<<"$(qst get "$job" --json)" || fail "job with $* does not say '$pattern': $(qst get "$job" --json)"
 }
 head -5 "$work/train.jsonl" >"$work/broken.jsonl"; echo '{"text": "no end' >>"$work/broken.jsonl"
 watch_fails "line 6" --set data.train="$work/broken.jsonl"
@@ -65,7 +65,7 @@ watch_fails "empty|no rows|no examples" --set data.train="$work/none.json"
 awk 'BEGIN { s = "word"; for (i = 0; i < 9; i++) s = s " " s; printf "{\"text\": \"%s\", \"label\": \"a\"}\n{\"text\": \"x\", \"label\": \"b\"}\n", s }' >"$work/long.jsonl"
 job=$(submit "$work/job.yaml" --set data.train="$work/long.jsonl")
 qst watch "$job" >"$work/out" 2>&1 || fail "job with a long text: $(cat "$work/out")"
-qst logs "$job" | grep -qE "1 longer than 64 tokens were cut" || fail "the cut text is not reported: $(qst logs "$job")"
+grep -qE "1 longer than 64 tokens were cut" <<<"$(qst logs "$job")" || fail "the cut text is not reported: $(qst logs "$job")"
 
 # Waiting for workers, and cancelling in every state.
 job=$(submit "$work/job.yaml" --set resources.stages=3 --set resources.workers=4)

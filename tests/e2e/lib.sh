@@ -74,7 +74,7 @@ expect_fail() {
   local want=$1 pattern=$2 status=0; shift 2
   "$@" >"$work/out" 2>"$work/err" || status=$?
   [[ $status -eq $want ]] || fail "'$*' exited with $status, not $want: $(cat "$work/err")"
-  tail -n 1 "$work/err" | grep -E '^qst' | grep -qE -- "$pattern" || fail "'$*' said '$(cat "$work/err")', which does not match '$pattern'"
+  grep -qE -- "^qst.*($pattern)" <<<"$(tail -n 1 "$work/err")" || fail "'$*' said '$(cat "$work/err")', which does not match '$pattern'"
   [[ $(grep -c '^qst' "$work/err") -eq 1 ]] || fail "'$*' printed more than one error: $(cat "$work/err")"
 }
 
