@@ -41,7 +41,7 @@ qst watch "$job" >"$work/watch.log" 2>&1 || { cat "$work/watch.log" >&2; exit 1;
 
 echo "machine: $(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2 | xargs), $(nproc) cores, load $(cut -d' ' -f1 /proc/loadavg)"
 echo "job: $task, $stages stage(s) and side network, one thread each, ${settings[*]:-defaults}"
-qst logs "$job" | grep -E 'stage [0-9]+ on|side network on' | sed 's/^[^ ]* [^ ]*  //'
+qst logs "$job" | grep -E 'computing|waited' | sed 's/^[^ ]* [^ ]*  //'
 awk '
   function value(name,   s) { s = $0; return match(s, "\"" name "\":[0-9.e+-]+") ? substr(s, RSTART + length(name) + 3, RLENGTH - length(name) - 3) + 0 : 0 }
   FNR == NR { if ($0 ~ /"loss"/ && $0 !~ /"eval"/) { n++; side += value("side_s"); opt += value("optimizer_s"); wait += value("wait_s"); tokens = value("tokens") } next }
