@@ -304,7 +304,7 @@ TEST_P(AttentionTest, RefusesWhatThisBackendLacks) {
       StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
-QST_INSTANTIATE_OP_TEST(AttentionTest);
+QST_INSTANTIATE_CPU_OP_TEST(AttentionTest);
 
 }  // namespace
 }  // namespace qst

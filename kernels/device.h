@@ -40,12 +40,16 @@ class ThreadPool {
   std::unique_ptr<State> state_;
 };
 
+namespace cuda {
+class Stream;  // kernels/cuda/device.h
+}  // namespace cuda
+
 // What an op needs besides its operands. Cheap to copy; owns nothing.
 struct OpContext {
   DeviceType device = DeviceType::kCpu;
   ThreadPool* threads = nullptr;  // CPU: not null
   CpuIsa isa = CpuIsa::kAuto;     // CPU: resolved once by ResolveIsa
-  void* stream = nullptr;         // CUDA stream, later
+  cuda::Stream* stream = nullptr;  // CUDA: not null; ops are enqueued there
 };
 
 // The instruction set to use when `wanted` is asked for: kAuto becomes the best one available; an

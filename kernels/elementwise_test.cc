@@ -292,7 +292,7 @@ TEST_P(ElementwiseTest, RefusesOperandsThatDisagree) {
   EXPECT_THAT(PoolColumns(Context(), Pooling::kMax, x, TestMatrix(2, 4)), StatusIs(invalid));
 }
 
-QST_INSTANTIATE_OP_TEST(ElementwiseTest);
+QST_INSTANTIATE_CPU_OP_TEST(ElementwiseTest);
 
 }  // namespace
 }  // namespace qst

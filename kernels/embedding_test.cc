@@ -65,7 +65,7 @@ TEST_P(EmbeddingTest, RefusesIndicesOutsideTheTable) {
               StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("y is bf16")));
 }
 
-QST_INSTANTIATE_OP_TEST(EmbeddingTest);
+QST_INSTANTIATE_CPU_OP_TEST(EmbeddingTest);
 
 }  // namespace
 }  // namespace qst

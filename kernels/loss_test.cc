@@ -128,7 +128,7 @@ TEST_P(LossTest, RefusesTargetsOutsideTheVocabulary) {
   QST_EXPECT_OK(CrossEntropy(Context(), TestMatrix(0, 5), nullptr, 1.0f, true, nullptr, nullptr));
 }
 
-QST_INSTANTIATE_OP_TEST(LossTest);
+QST_INSTANTIATE_CPU_OP_TEST(LossTest);
 
 }  // namespace
 }  // namespace qst

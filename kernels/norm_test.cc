@@ -242,7 +242,7 @@ TEST_P(NormTest, RefusesOperandsThatDisagree) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("inv_std is null")));
 }
 
-QST_INSTANTIATE_OP_TEST(NormTest);
+QST_INSTANTIATE_CPU_OP_TEST(NormTest);
 
 }  // namespace
 }  // namespace qst

@@ -25,13 +25,25 @@ absl::Status CheckLayout(absl::string_view op, absl::string_view name, const Con
 
 absl::StatusOr<cpu::Exec> CpuExec(absl::string_view op, const OpContext& ctx) {
   if (ctx.device != DeviceType::kCpu) {
-    return absl::UnimplementedError(absl::StrCat(op, ": this build has only the CPU backend"));
+    return absl::UnimplementedError(absl::StrCat(op, ": has no CUDA kernel"));
   }
   if (ctx.threads == nullptr) {
     return absl::InvalidArgumentError(absl::StrCat(op, ": the context has no thread pool"));
   }
   QST_ASSIGN_OR_RETURN(const CpuIsa isa, ResolveIsa(ctx.isa));
   return cpu::Exec{ctx.threads, isa == CpuIsa::kAvx2};
+}
+
+absl::StatusOr<bool> IsCuda(absl::string_view op, const OpContext& ctx) {
+  if (ctx.device != DeviceType::kCuda) return false;
+  if (ctx.stream == nullptr) return absl::InvalidArgumentError(absl::StrCat(op, ": the context has no CUDA stream"));
+  return true;
+}
+
+absl::Status CheckOutput(absl::string_view op, absl::string_view name, const OpContext& ctx, const ConstMatrixView& m,
+                         std::int64_t rows, std::int64_t cols) {
+  QST_RETURN_IF_ERROR(ctx.device == DeviceType::kCuda ? CheckFloat(op, name, m) : CheckF32(op, name, m));
+  return CheckShape(op, name, m, rows, cols);
 }
 
 absl::Status CheckF32(absl::string_view op, absl::string_view name, const ConstMatrixView& m) {

@@ -17,6 +17,8 @@ namespace qst {
 
 // The CPU backend's view of ctx, with the instruction set resolved. kUnimplemented for another device.
 absl::StatusOr<cpu::Exec> CpuExec(absl::string_view op, const OpContext& ctx);
+// Whether the op runs on CUDA; kInvalidArgument if the context has no stream then.
+absl::StatusOr<bool> IsCuda(absl::string_view op, const OpContext& ctx);
 
 // Sizes not negative, ld >= cols, data not null unless empty, dtype one that the predicate's name says.
 absl::Status CheckF32(absl::string_view op, absl::string_view name, const ConstMatrixView& m);
@@ -25,12 +27,18 @@ absl::Status CheckFloat(absl::string_view op, absl::string_view name, const Cons
 absl::Status CheckShape(absl::string_view op, absl::string_view name, const ConstMatrixView& m, std::int64_t rows,
                         std::int64_t cols);
 
+// An activation [rows, cols] that the backend of ctx writes: f32 on CPU; f32, bf16 or f16 on CUDA.
+absl::Status CheckOutput(absl::string_view op, absl::string_view name, const OpContext& ctx, const ConstMatrixView& m,
+                         std::int64_t rows, std::int64_t cols);
+
 // CheckF32 and CheckShape in one.
 absl::Status CheckF32Shape(absl::string_view op, absl::string_view name, const ConstMatrixView& m, std::int64_t rows,
                            std::int64_t cols);
 
 // Not null unless n is 0.
 absl::Status CheckPointer(absl::string_view op, absl::string_view name, const void* pointer, std::int64_t n);
+
+// The two below read memory, so they look at values only where the host can: on CPU. On CUDA who uploads checks.
 
 // Offsets start at 0, never fall, and end at `rows`.
 absl::Status CheckOffsets(absl::string_view op, absl::string_view name, const SequenceOffsets& offsets,

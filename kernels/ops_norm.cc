@@ -1,4 +1,5 @@
 #include "kernels/cpu/norm.h"
+#include "kernels/cuda/norm.h"
 #include "kernels/op_checks.h"
 #include "kernels/ops.h"
 #include "proto/support/status_macros.h"
@@ -21,11 +22,13 @@ float* VectorOrNull(const MatrixView& v) { return v.empty() ? nullptr : v.row<fl
 absl::Status RmsNorm(const OpContext& ctx, const ConstMatrixView& x, const ConstMatrixView& weight, float eps,
                      const MatrixView& y, float* inv_rms) {
   constexpr char kOp[] = "RmsNorm";
-  QST_ASSIGN_OR_RETURN(const cpu::Exec exec, CpuExec(kOp, ctx));
+  QST_ASSIGN_OR_RETURN(const bool is_cuda, IsCuda(kOp, ctx));
   QST_RETURN_IF_ERROR(CheckFloat(kOp, "x", x));
   QST_RETURN_IF_ERROR(CheckF32Shape(kOp, "weight", weight, 1, x.cols));
-  QST_RETURN_IF_ERROR(CheckF32Shape(kOp, "y", y, x.rows, x.cols));
+  QST_RETURN_IF_ERROR(CheckOutput(kOp, "y", ctx, y, x.rows, x.cols));
   if (x.empty()) return absl::OkStatus();
+  if (is_cuda) return cuda::RmsNorm(*ctx.stream, x, weight.row<float>(0), eps, y, inv_rms);
+  QST_ASSIGN_OR_RETURN(const cpu::Exec exec, CpuExec(kOp, ctx));
   cpu::RmsNorm(exec, x, weight.row<float>(0), eps, y, inv_rms);
   return absl::OkStatus();
 }

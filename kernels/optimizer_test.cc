@@ -134,7 +134,7 @@ TEST_P(OptimizerTest, RefusesWhatCannotBe) {
   EXPECT_THAT(SumOfSquares(Context(), x.data(), 4, nullptr), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
-QST_INSTANTIATE_OP_TEST(OptimizerTest);
+QST_INSTANTIATE_CPU_OP_TEST(OptimizerTest);
 
 }  // namespace
 }  // namespace qst

@@ -119,7 +119,7 @@ TEST_P(RotaryTest, RefusesWidthsThatDoNotSplit) {
   QST_EXPECT_OK(Rotary(Context(), TestMatrix(0, 12), 2, nullptr, inv_freq.data(), false));
 }
 
-QST_INSTANTIATE_OP_TEST(RotaryTest);
+QST_INSTANTIATE_CPU_OP_TEST(RotaryTest);
 
 }  // namespace
 }  // namespace qst

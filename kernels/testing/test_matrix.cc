@@ -85,6 +85,7 @@ ConstMatrixView TestMatrix::view() const {
 }
 
 DMatrix TestMatrix::ToDouble() const {
+  EXPECT_TRUE(SynchronizeTestDevice());
   DMatrix m(rows_, cols_);
   for (std::int64_t i = 0; i < rows_; ++i) {
     for (std::int64_t j = 0; j < cols_; ++j) {
@@ -105,6 +106,7 @@ DMatrix TestMatrix::ToDouble() const {
 std::string TestMatrix::Bits() const { return Bits(0, rows_); }
 
 std::string TestMatrix::Bits(std::int64_t begin, std::int64_t end) const {
+  EXPECT_TRUE(SynchronizeTestDevice());
   std::string bits;
   for (std::int64_t i = begin; i < end; ++i) {
     bits.append(reinterpret_cast<const char*>(bytes_.data()) + Offset(i, 0), cols_ * DTypeBytes(dtype_));
@@ -113,6 +115,7 @@ std::string TestMatrix::Bits(std::int64_t begin, std::int64_t end) const {
 }
 
 bool TestMatrix::GuardsIntact() const {
+  EXPECT_TRUE(SynchronizeTestDevice());
   std::vector<bool> is_element(bytes_.size(), false);
   for (std::int64_t i = 0; i < rows_; ++i) {
     const std::int64_t first = Offset(i, 0);

@@ -8,6 +8,7 @@
 
 #include "gtest/gtest.h"
 #include "kernels/tensor.h"
+#include "kernels/testing/test_memory.h"
 
 namespace qst {
 
@@ -69,7 +70,7 @@ class TestMatrix {
   std::int64_t cols_;
   std::int64_t ld_;
   DType dtype_;
-  std::vector<unsigned char> bytes_;
+  TestVector<unsigned char> bytes_;
 };
 
 // What rounding to dtype makes of the values: what an op with such an input really reads.

@@ -1,0 +1,85 @@
+// What every op of this backend works with, and how it launches kernels. Included by CUDA sources only.
+#ifndef QST_KERNELS_CUDA_STREAM_CUH_
+#define QST_KERNELS_CUDA_STREAM_CUH_
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/device.h"
+
+namespace qst {
+namespace cuda {
+
+class Stream {
+ public:
+  explicit Stream(Device* owner);
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  Device* const device;
+  cudaStream_t handle = nullptr;
+  // Weights are unpacked there while `handle` multiplies the panel before.
+  cudaStream_t unpack_handle = nullptr;
+  cublasLtHandle_t blas = nullptr;
+  int num_multiprocessors = 0;
+  bool allow_tf32 = false;
+  // What the linear ops keep between calls (algorithms, workspace, panels); theirs alone, made when first needed.
+  std::shared_ptr<void> linear;
+
+  // Device memory of at least num_bytes for the duration of one op: the same piece for every op on this stream, so
+  // that ops in order may share it. Grows when asked for more (which waits for the stream once).
+  absl::StatusOr<void*> Scratch(std::int64_t num_bytes);
+
+  // Pinned host memory through which CopyToDevice goes: a ring, so that copies overlap with the host.
+  struct Staging;
+  std::unique_ptr<Staging> staging;
+
+ private:
+  void* scratch_ = nullptr;
+  std::int64_t scratch_bytes_ = 0;
+};
+
+struct LaunchShape {
+  dim3 grid;
+  dim3 block;
+  std::int64_t dynamic_shared_bytes = 0;
+};
+
+// Enqueues kernel(arguments...) and checks that the launch was taken. An empty grid does nothing.
+template <typename... Parameters, typename... Arguments>
+absl::Status Launch(Stream& stream, const LaunchShape& shape, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return absl::OkStatus();
+  constexpr std::int64_t kDefaultSharedBytes = 48 << 10;
+  if (shape.dynamic_shared_bytes > kDefaultSharedBytes) {
+    QST_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                  cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                  static_cast<int>(shape.dynamic_shared_bytes)));
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = shape.grid;
+  config.blockDim = shape.block;
+  config.dynamicSmemBytes = static_cast<std::size_t>(shape.dynamic_shared_bytes);
+  config.stream = stream.handle;
+  QST_CUDA_RETURN_IF_ERROR(
+      cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...));
+  return absl::OkStatus();
+}
+
+}  // namespace cuda
+}  // namespace qst
+
+// Dynamic shared memory as an array of bytes, 128-byte aligned.
+#ifdef QST_CUDA_SHIM
+#define QST_DYNAMIC_SHARED(name) unsigned char* const name = ::qst::cuda_shim::DynamicShared()
+#else
+#define QST_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+#endif
+
+#endif  // QST_KERNELS_CUDA_STREAM_CUH_

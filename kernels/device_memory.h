@@ -1,0 +1,75 @@
+// Memory where ops run, and copies between it and the host's: plain memory on CPU, where copies are copies of bytes and
+// everything is done when a call returns; the GPU's on CUDA, where work is enqueued on the context's stream.
+#ifndef QST_KERNELS_DEVICE_MEMORY_H_
+#define QST_KERNELS_DEVICE_MEMORY_H_
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/cuda/device.h"
+#include "kernels/device.h"
+
+namespace qst {
+
+// Owns bytes on the context's device, aligned to 64 (CPU) or 256 (CUDA). On CUDA its stream must outlive it, and work
+// that other streams do with the bytes must be over before it goes.
+class DeviceMemory {
+ public:
+  DeviceMemory() = default;
+  // num_bytes >= 0, uninitialized. kResourceExhausted: out of memory, or beyond the device's budget.
+  static absl::StatusOr<DeviceMemory> Allocate(const OpContext& ctx, std::int64_t num_bytes);
+  // A copy of the host's bytes; they may be changed when the call returns.
+  static absl::StatusOr<DeviceMemory> CopyOf(const OpContext& ctx, const void* host, std::int64_t num_bytes);
+  DeviceMemory(DeviceMemory&& other) noexcept;
+  DeviceMemory& operator=(DeviceMemory&& other) noexcept;
+  ~DeviceMemory();
+
+  void* data() { return data_; }
+  const void* data() const { return data_; }
+  template <typename T>
+  T* as() {
+    return static_cast<T*>(data_);
+  }
+  template <typename T>
+  const T* as() const {
+    return static_cast<const T*>(data_);
+  }
+  std::int64_t size_bytes() const { return size_bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  std::int64_t size_bytes_ = 0;
+  cuda::Stream* stream_ = nullptr;  // null on CPU
+};
+
+// Host to device. `host` may be changed when the call returns.
+[[nodiscard]] absl::Status Upload(const OpContext& ctx, const void* host, std::int64_t num_bytes, void* device);
+// Device to host; returns when the bytes are there, and so everything enqueued before is done.
+[[nodiscard]] absl::Status Download(const OpContext& ctx, const void* device, std::int64_t num_bytes, void* host);
+[[nodiscard]] absl::Status CopyBytes(const OpContext& ctx, const void* from, std::int64_t num_bytes, void* to);
+[[nodiscard]] absl::Status FillZero(const OpContext& ctx, void* device, std::int64_t num_bytes);
+// Waits for all that was enqueued; reports the failure of any kernel since the last call.
+[[nodiscard]] absl::Status Synchronize(const OpContext& ctx);
+
+// A point in the work of one context that another waits for without holding up the host. Nothing to do on CPU, where
+// work is done when its call returns.
+class DeviceEvent {
+ public:
+  DeviceEvent() = default;
+  static absl::StatusOr<DeviceEvent> Create(const OpContext& ctx);
+
+  absl::Status Record(const OpContext& ctx);
+  // Work enqueued on `ctx` from now on begins after what was recorded last.
+  absl::Status MakeWait(const OpContext& ctx) const;
+  // Holds up the host until then.
+  absl::Status Wait() const;
+
+ private:
+  std::unique_ptr<cuda::Event> event_;  // null on CPU
+};
+
+}  // namespace qst
+
+#endif  // QST_KERNELS_DEVICE_MEMORY_H_
