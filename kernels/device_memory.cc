@@ -25,8 +25,9 @@ absl::StatusOr<DeviceMemory> DeviceMemory::Allocate(const OpContext& ctx, std::i
   DeviceMemory memory;
   memory.size_bytes_ = num_bytes;
   if (IsCuda(ctx)) {
-    QST_ASSIGN_OR_RETURN(memory.data_, cuda::AllocateFor(*ctx.stream, num_bytes));
-    memory.stream_ = ctx.stream;
+    cuda::Device& device = cuda::DeviceOf(*ctx.stream);
+    QST_ASSIGN_OR_RETURN(memory.data_, device.Allocate(num_bytes));
+    memory.device_ = &device;
     return memory;
   }
   const std::int64_t size = (std::max<std::int64_t>(num_bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
@@ -46,18 +47,18 @@ absl::StatusOr<DeviceMemory> DeviceMemory::CopyOf(const OpContext& ctx, const vo
 DeviceMemory::DeviceMemory(DeviceMemory&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),
       size_bytes_(std::exchange(other.size_bytes_, 0)),
-      stream_(std::exchange(other.stream_, nullptr)) {}
+      device_(std::exchange(other.device_, nullptr)) {}
 
 DeviceMemory& DeviceMemory::operator=(DeviceMemory&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_bytes_, other.size_bytes_);
-  std::swap(stream_, other.stream_);
+  std::swap(device_, other.device_);
   return *this;
 }
 
 DeviceMemory::~DeviceMemory() {
-  if (stream_ != nullptr) {
-    cuda::FreeFor(*stream_, data_);
+  if (device_ != nullptr) {
+    device_->Free(data_);
   } else {
     std::free(data_);
   }

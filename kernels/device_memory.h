@@ -13,8 +13,8 @@
 
 namespace qst {
 
-// Owns bytes on the context's device, aligned to 64 (CPU) or 256 (CUDA). On CUDA its stream must outlive it, and work
-// that other streams do with the bytes must be over before it goes.
+// Owns bytes on the context's device, aligned to 64 (CPU) or 256 (CUDA). On CUDA the device must outlive it, and enqueued
+// work with the bytes must be over before it goes, unless whoever gets them next works on the same stream.
 class DeviceMemory {
  public:
   DeviceMemory() = default;
@@ -41,7 +41,7 @@ class DeviceMemory {
  private:
   void* data_ = nullptr;
   std::int64_t size_bytes_ = 0;
-  cuda::Stream* stream_ = nullptr;  // null on CPU
+  cuda::Device* device_ = nullptr;  // null on CPU
 };
 
 // Host to device. `host` may be changed when the call returns.

@@ -245,8 +245,7 @@ absl::StatusOr<void*> Stream::Scratch(std::int64_t num_bytes) {
   return scratch_;
 }
 
-absl::StatusOr<void*> AllocateFor(Stream& stream, std::int64_t num_bytes) { return stream.device->Allocate(num_bytes); }
-void FreeFor(Stream& stream, void* memory) { stream.device->Free(memory); }
+Device& DeviceOf(Stream& stream) { return *stream.device; }
 
 absl::Status CopyToDevice(Stream& stream, const void* host, std::int64_t num_bytes, void* device) {
   Stream::Staging& staging = *stream.staging;

@@ -65,9 +65,7 @@ class Device {
   std::unique_ptr<State> state_;
 };
 
-// Memory of the stream's device.
-absl::StatusOr<void*> AllocateFor(Stream& stream, std::int64_t num_bytes);
-void FreeFor(Stream& stream, void* memory);
+Device& DeviceOf(Stream& stream);
 
 // Copies and fills are enqueued. `host` may be used again when the call returns (it is copied to pinned staging where
 // needed). ToHost returns when the data is there.

@@ -1,4 +1,6 @@
 // For builds without the CUDA backend: there is no GPU, and no way to get a stream.
+#include <cstdlib>
+
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/stub.h"
 
@@ -25,8 +27,8 @@ void Device::Free(void*) {}
 absl::Status Device::CheckFits(std::int64_t) const { return NoCudaBackend(); }
 
 void StreamDeleter::operator()(Stream*) const {}
-absl::StatusOr<void*> AllocateFor(Stream&, std::int64_t) { return NoCudaBackend(); }
-void FreeFor(Stream&, void*) {}
+// Nobody has a stream to ask about.
+Device& DeviceOf(Stream&) { std::abort(); }
 absl::Status CopyToDevice(Stream&, const void*, std::int64_t, void*) { return NoCudaBackend(); }
 absl::Status CopyToHost(Stream&, const void*, std::int64_t, void*) { return NoCudaBackend(); }
 absl::Status CopyOnDevice(Stream&, const void*, std::int64_t, void*) { return NoCudaBackend(); }

@@ -1,16 +1,15 @@
 #include "worker/stream/buffer.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "proto/support/status_macros.h"
 
 namespace qst {
 namespace {
 
-constexpr std::size_t kAlignment = 64;
 // Capacities are whole pages: the tail of a page could not be used by anything else that is large.
 constexpr std::size_t kPage = 4096;
 // A buffer serves requests down to a quarter of its capacity (small ones: whatever they are).
@@ -24,8 +23,24 @@ bool FitsWithoutWaste(std::size_t capacity, std::size_t num_bytes) {
 
 }  // namespace
 
-BufferPool::~BufferPool() {
-  for (const std::unique_ptr<Buffer>& buffer : free_) std::free(buffer->data_);
+// Its memory may go to another stream.
+Buffer::~Buffer() { WaitForLastUse().IgnoreError(); }
+
+absl::Status Buffer::BeginUse(const OpContext& ctx) const {
+  if (!is_on_device_ || !last_use_.has_value()) return absl::OkStatus();
+  return last_use_->MakeWait(ctx);
+}
+
+absl::Status Buffer::EndUse(const OpContext& ctx) {
+  if (!is_on_device_) return absl::OkStatus();
+  if (!last_use_.has_value()) {
+    QST_ASSIGN_OR_RETURN(last_use_, DeviceEvent::Create(ctx));
+  }
+  return last_use_->Record(ctx);
+}
+
+absl::Status Buffer::WaitForLastUse() const {
+  return last_use_.has_value() ? last_use_->Wait() : absl::OkStatus();
 }
 
 absl::StatusOr<SharedBuffer> BufferPool::Get(std::int64_t num_bytes) {
@@ -41,11 +56,11 @@ absl::StatusOr<SharedBuffer> BufferPool::Get(std::int64_t num_bytes) {
     std::size_t best = free_.size();
     std::size_t too_small = free_.size();
     for (std::size_t i = 0; i < free_.size(); ++i) {
-      const std::size_t capacity = free_[i]->capacity_;
+      const std::size_t capacity = free_[i]->capacity();
       if (FitsWithoutWaste(capacity, wanted)) {
-        if (best == free_.size() || capacity < free_[best]->capacity_) best = i;
+        if (best == free_.size() || capacity < free_[best]->capacity()) best = i;
       } else if (capacity < wanted && capacity >= wanted / 4) {
-        if (too_small == free_.size() || capacity < free_[too_small]->capacity_) too_small = i;
+        if (too_small == free_.size() || capacity < free_[too_small]->capacity()) too_small = i;
       }
     }
     const bool is_found = best < free_.size();
@@ -54,19 +69,19 @@ absl::StatusOr<SharedBuffer> BufferPool::Get(std::int64_t num_bytes) {
       std::swap(free_[taken], free_.back());
       (is_found ? buffer : outgrown) = std::move(free_.back());
       free_.pop_back();
-      if (outgrown != nullptr) allocated_bytes_ -= static_cast<std::int64_t>(outgrown->capacity_);
+      if (outgrown != nullptr) allocated_bytes_ -= outgrown->memory_.size_bytes();
     }
   }
-  if (outgrown != nullptr) std::free(outgrown->data_);
+  outgrown.reset();
   if (buffer == nullptr) {
     buffer = std::make_unique<Buffer>();
-    buffer->capacity_ = std::max(kPage, (wanted + kPage - 1) / kPage * kPage);
-    buffer->data_ = static_cast<std::uint8_t*>(std::aligned_alloc(kAlignment, buffer->capacity_));
-    if (buffer->data_ == nullptr) {
-      return absl::ResourceExhaustedError(absl::StrCat("no memory for a buffer of ", num_bytes, " bytes"));
-    }
+    const std::size_t capacity = std::max(kPage, (wanted + kPage - 1) / kPage * kPage);
+    absl::StatusOr<DeviceMemory> memory = DeviceMemory::Allocate(ctx_, static_cast<std::int64_t>(capacity));
+    if (!memory.ok()) return Annotate(memory.status(), absl::StrCat("buffer of ", num_bytes, " bytes"));
+    buffer->memory_ = *std::move(memory);
+    buffer->is_on_device_ = ctx_.device == DeviceType::kCuda;
     absl::MutexLock lock(&mutex_);
-    allocated_bytes_ += static_cast<std::int64_t>(buffer->capacity_);
+    allocated_bytes_ += buffer->memory_.size_bytes();
     peak_bytes_ = std::max(peak_bytes_, allocated_bytes_);
   }
   buffer->size_ = wanted;

@@ -3,6 +3,8 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/device_memory.h"
+#include "kernels/testing/op_test_context.h"
 #include "proto/support/status_matchers.h"
 
 namespace qst {
@@ -48,6 +50,39 @@ TEST(BufferPoolTest, NegativeAndImpossibleSizesAreErrors) {
   EXPECT_THAT(pool->Get(-1), StatusIs(absl::StatusCode::kInvalidArgument));
   EXPECT_THAT(pool->Get(std::int64_t{1} << 60), StatusIs(absl::StatusCode::kResourceExhausted));
 }
+
+using DeviceBufferTest = OpTest;
+
+TEST_P(DeviceBufferTest, UsersOnDifferentStreamsFollowEachOther) {
+  const OpContext writer = Context();
+  auto pool = BufferPool::Create(writer);
+  OpContext reader = writer;
+  cuda::StreamPtr other;
+  if (IsCuda()) {
+    other = cuda::DeviceOf(*writer.stream).NewStream().value();
+    reader.stream = other.get();
+  }
+  constexpr std::int64_t kBytes = 8 << 20;
+  DeviceMemory copy = DeviceMemory::Allocate(reader, kBytes).value();
+  std::vector<std::uint8_t> received(kBytes);
+  for (int round = 0; round < 5; ++round) {
+    SharedBuffer buffer = pool->Get(kBytes).value();
+    EXPECT_EQ(buffer->is_on_device(), IsCuda());
+    const std::vector<std::uint8_t> sent(kBytes, static_cast<std::uint8_t>(round));
+    QST_ASSERT_OK(buffer->BeginUse(writer));
+    QST_ASSERT_OK(Upload(writer, sent.data(), kBytes, buffer->data()));
+    QST_ASSERT_OK(buffer->EndUse(writer));
+    QST_ASSERT_OK(buffer->BeginUse(reader));
+    QST_ASSERT_OK(CopyBytes(reader, buffer->data(), kBytes, copy.data()));
+    QST_ASSERT_OK(buffer->EndUse(reader));
+    buffer.reset();
+    QST_ASSERT_OK(Download(reader, copy.data(), kBytes, received.data()));
+    EXPECT_EQ(received, sent);
+  }
+  QST_ASSERT_OK(Synchronize(writer));
+}
+
+QST_INSTANTIATE_OP_TEST(DeviceBufferTest);
 
 }  // namespace
 }  // namespace qst
