@@ -20,6 +20,8 @@ packages=(
 )
 if [[ "${1:-}" == "--tests" ]]; then
   packages+=(clang libclang-rt-14-dev libbenchmark-dev libopenblas-dev libdnnl-dev procps)
+  # The CUDA host shim.
+  packages+=(libboost-context-dev)
 elif [[ $# -gt 0 ]]; then
   echo "install_deps.sh: unknown argument '$1'; the only one is --tests" >&2
   exit 2
