@@ -69,6 +69,11 @@ class CompositeTransport : public Transport {
     QST_RETURN_IF_ERROR(Check(peer));
     return Part(peer).Receive(peer, tag, num_bytes);
   }
+  bool CarriesDeviceMemory(int peer) const override { return Check(peer).ok() && Part(peer).CarriesDeviceMemory(peer); }
+  absl::StatusOr<std::unique_ptr<PendingReceive>> ReceiveOnDevice(int peer, Tag tag, std::int64_t num_bytes) override {
+    QST_RETURN_IF_ERROR(Check(peer));
+    return Part(peer).ReceiveOnDevice(peer, tag, num_bytes);
+  }
 
   void Abort(const absl::Status& reason) override {
     remote_->Abort(reason);
@@ -118,7 +123,7 @@ class CompositeTransport : public Transport {
     if (peer >= 0 && peer < static_cast<int>(is_local_.size())) return absl::OkStatus();
     return absl::InvalidArgumentError(absl::StrCat("no rank ", peer));
   }
-  Transport& Part(int peer) { return is_local_[peer] ? *local_ : *remote_; }
+  Transport& Part(int peer) const { return is_local_[peer] ? *local_ : *remote_; }
 
   std::unique_ptr<Transport> local_;
   std::unique_ptr<Transport> remote_;

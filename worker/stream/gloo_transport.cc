@@ -42,6 +42,7 @@ void GlooTransport::Impl::PostLastWords(int rank, GlooPeer& peer) {
 }
 
 absl::Status GlooTransport::Impl::Send(int peer, Tag tag, SharedBuffer buffer) {
+  QST_RETURN_IF_ERROR(CheckOnHost(peer, buffer->is_on_device()));
   SharedOp op;
   {
     absl::MutexLock lock(&mutex_);

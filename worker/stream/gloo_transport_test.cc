@@ -68,9 +68,9 @@ World MakeCompositeWorld(int world_size) {
   return world;
 }
 
-INSTANTIATE_TEST_SUITE_P(Gloo, TransportTest, testing::Values(TransportTestParam{"gloo", MakeGlooWorld, false}));
+INSTANTIATE_TEST_SUITE_P(Gloo, TransportTest, testing::Values(TransportTestParam{"gloo", MakeGlooWorld, false, false}));
 INSTANTIATE_TEST_SUITE_P(Composite, TransportTest,
-                         testing::Values(TransportTestParam{"composite", MakeCompositeWorld, true}));
+                         testing::Values(TransportTestParam{"composite", MakeCompositeWorld, true, true}));
 
 GlooOptions TwoRanks(int rank) {
   GlooOptions options;

@@ -189,6 +189,12 @@ class InprocHub::EndpointTransport : public Transport {
     return std::unique_ptr<PendingReceive>(std::make_unique<Pending>(hub_, key, ticket, num_bytes));
   }
 
+  // One process has one device.
+  bool CarriesDeviceMemory(int peer) const override { return s_.CheckPeer(rank_, peer).ok(); }
+  absl::StatusOr<std::unique_ptr<PendingReceive>> ReceiveOnDevice(int peer, Tag tag, std::int64_t num_bytes) override {
+    return Receive(peer, tag, num_bytes);
+  }
+
   void Abort(const absl::Status& reason) override { s_.Fail(rank_, reason); }
 
   absl::Status Close(absl::Duration timeout, const std::string& note) override {

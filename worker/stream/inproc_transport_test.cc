@@ -13,7 +13,7 @@ World MakeWorld(int world_size) {
   return world;
 }
 
-INSTANTIATE_TEST_SUITE_P(Inproc, TransportTest, testing::Values(TransportTestParam{"inproc", MakeWorld, true}));
+INSTANTIATE_TEST_SUITE_P(Inproc, TransportTest, testing::Values(TransportTestParam{"inproc", MakeWorld, true, true}));
 
 TEST(InprocTransportTest, MessageOfAnotherSizeFailsTheCommunicator) {
   World world = MakeWorld(2);

@@ -60,6 +60,15 @@ class Transport {
   // report it, the process ends. So sizes come from what both sides know, never from a guess.
   virtual absl::StatusOr<std::unique_ptr<PendingReceive>> Receive(int peer, Tag tag, std::int64_t num_bytes) = 0;
 
+  // Whether buffers of a GPU's memory go to the peer and come from it as they are. If not, both ends copy through host
+  // memory.
+  virtual bool CarriesDeviceMemory(int peer) const;
+  // Receive for a message that the peer sends from a GPU's memory: the buffer is this rank's device's. In process the
+  // two are one. Elsewhere such messages keep an order of their own, whatever their tags: those of one sender and
+  // receiver are matched as they were sent and posted, and both ends do that by pass, then by layer.
+  // kUnimplemented: not to this peer. Send says the same of a device buffer.
+  virtual absl::StatusOr<std::unique_ptr<PendingReceive>> ReceiveOnDevice(int peer, Tag tag, std::int64_t num_bytes);
+
   // Fails this rank with `reason` (not OK), tells the peers, wakes everyone who waits. Returns at once.
   virtual void Abort(const absl::Status& reason) = 0;
 
@@ -76,6 +85,9 @@ class Transport {
   // has failed already. Null takes the listener away.
   virtual void OnFailure(std::function<void(const absl::Status&)> listener) = 0;
 };
+
+// For transports that carry host memory only: kUnimplemented if the message is of a GPU's memory.
+absl::Status CheckOnHost(int peer, bool is_on_device);
 
 // Whether the status tells of a failure that a peer reported about itself, so that this rank need not report it.
 bool IsPeerReported(const absl::Status& status);

@@ -6,6 +6,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "kernels/device_memory.h"
+#include "kernels/testing/op_test_context.h"
 #include "proto/support/status_matchers.h"
 
 namespace qst {
@@ -109,6 +111,40 @@ TEST_P(TransportTest, InProcessTheReceiverGetsTheSendersBuffer) {
   const auto message = world[1]->Receive(0, 1, 4).value()->Wait(kLong);
   QST_ASSERT_OK(message);
   EXPECT_EQ((*message)->data() == address, GetParam().hands_over_buffers);
+}
+
+TEST_P(TransportTest, DeviceBuffersGoToPeersThatTakeThemAndToNoOther) {
+  World world = Make(2);
+  EXPECT_FALSE(world[0]->CarriesDeviceMemory(2));
+  EXPECT_EQ(world[0]->CarriesDeviceMemory(1), GetParam().carries_device_memory);
+  const auto pending = world[1]->ReceiveOnDevice(0, 1, 256);
+  EXPECT_THAT(pending.status(),
+              StatusIs(GetParam().carries_device_memory ? absl::StatusCode::kOk : absl::StatusCode::kUnimplemented));
+  if (TestCuda::StreamOrNull() == nullptr) GTEST_SKIP() << "no GPU, or a build without the CUDA backend";
+
+  const OpContext ctx{DeviceType::kCuda, nullptr, CpuIsa::kAuto, TestCuda::StreamOrNull()};
+  const std::vector<std::uint8_t> sent(256, 7);
+  std::vector<std::uint8_t> received(256);
+  SharedBuffer buffer = BufferPool::Create(ctx)->Get(256).value();
+  const std::uint8_t* const address = buffer->data();
+  QST_ASSERT_OK(buffer->BeginUse(ctx));
+  QST_ASSERT_OK(Upload(ctx, sent.data(), 256, buffer->data()));
+  QST_ASSERT_OK(buffer->EndUse(ctx));
+  const absl::Status status = world[0]->Send(1, 1, std::move(buffer));
+  if (!GetParam().carries_device_memory) {
+    EXPECT_THAT(status, StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("rank 1 travel from host memory")));
+    QST_EXPECT_OK(world[0]->status());
+    return;
+  }
+  QST_ASSERT_OK(status);
+  const auto message = (*pending)->Wait(kLong);
+  QST_ASSERT_OK(message);
+  EXPECT_TRUE((*message)->is_on_device());
+  EXPECT_EQ((*message)->data() == address, GetParam().hands_over_buffers);
+  QST_ASSERT_OK((*message)->BeginUse(ctx));
+  QST_ASSERT_OK(Download(ctx, (*message)->data(), 256, received.data()));
+  QST_ASSERT_OK((*message)->EndUse(ctx));
+  EXPECT_EQ(received, sent);
 }
 
 TEST_P(TransportTest, WaitThatTimesOutLeavesTheReceivePosted) {

@@ -18,7 +18,8 @@ struct TransportTestParam {
   std::string name;
   // Connected ends of `world_size` ranks, named "rank 0 on test", "rank 1 on test", ...
   std::function<World(int world_size)> make;
-  bool hands_over_buffers = false;  // no copy between ranks 0 and 1
+  bool hands_over_buffers = false;     // no copy between ranks 0 and 1
+  bool carries_device_memory = false;  // between ranks 0 and 1
 };
 
 class TransportTest : public testing::TestWithParam<TransportTestParam> {
