@@ -161,6 +161,7 @@ bool GenerateManager::TryPlace(Generation* generation) {
                                     generation->request.max_new_tokens();
   plan.set_max_sequence_tokens(most_tokens);
   plan.set_backbone_batch_tokens(most_tokens);
+  plan.set_uses_kv_cache(true);
   v1::HostPart side_work;
   *side_work.mutable_generate()->mutable_request() = generation->request;
   side_work.mutable_generate()->set_side_network_path(generation->side_network_path);
