@@ -106,6 +106,10 @@ absl::Status ModelImport::Execute(v1::Model* model) {
   model->set_architecture(config.architecture);
   model->set_num_layers(static_cast<std::uint32_t>(config.num_layers));
   model->set_hidden_size(static_cast<std::uint32_t>(config.hidden_size));
+  model->set_intermediate_size(static_cast<std::uint32_t>(config.intermediate_size));
+  model->set_num_heads(static_cast<std::uint32_t>(config.num_heads));
+  model->set_num_kv_heads(static_cast<std::uint32_t>(config.num_kv_heads));
+  model->set_head_dim(static_cast<std::uint32_t>(config.head_dim));
   model->set_vocab_size(static_cast<std::uint32_t>(config.vocab_size));
   model->set_num_parameters(static_cast<std::uint64_t>(config.NumParameters()));
   model->set_stored_bytes(manifest.weights_bytes);
