@@ -1,110 +1,20 @@
-// cuBLASLt's objects and checks; the product itself is in matmul.cc.
-#include "cublasLt.h"
+// cuBLASLt's objects, checks and the call itself; algorithms are in cublaslt_algo.cc, the product in matmul.cc.
+#include "kernels/testing/cuda_shim/cublaslt.h"
 
-#include <algorithm>
 #include <cstring>
-#include <memory>
+#include <utility>
 
 #include "kernels/testing/cuda_shim/device.h"
 #include "kernels/testing/cuda_shim/guarded.h"
-#include "kernels/testing/cuda_shim/matmul.h"
 #include "kernels/testing/cuda_shim/stream.h"
-
-struct cublasLtContext {
-  int device;
-};
-
-struct cublasLtMatmulDescOpaque_t {
-  std::int32_t compute_type;
-  std::int32_t scale_type;
-  std::int32_t pointer_mode = CUBLASLT_POINTER_MODE_HOST;
-  std::int32_t trans_a = CUBLAS_OP_N;
-  std::int32_t trans_b = CUBLAS_OP_N;
-  std::int32_t trans_c = CUBLAS_OP_N;
-  std::uint32_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
-  const void* bias = nullptr;
-  std::int64_t bias_batch_stride = 0;
-  std::int32_t sm_count_target = 0;
-  std::int32_t bias_type = -1;  // that of D
-};
-
-struct cublasLtMatrixLayoutOpaque_t {
-  std::uint32_t type;
-  std::int32_t order = CUBLASLT_ORDER_COL;
-  std::uint64_t rows;
-  std::uint64_t cols;
-  std::int64_t ld;
-  std::int32_t batch_count = 1;
-  std::int64_t batch_stride = 0;
-};
-
-struct cublasLtMatmulPreferenceOpaque_t {
-  std::uint64_t max_workspace_bytes = 0;
-};
 
 namespace qst::cuda_shim {
 namespace {
-
-// What an initialised algo holds: the config attributes by number, the workspace it needs, and a mark.
-constexpr int kNumConfigAttributes = 9;
-constexpr std::uint32_t kAlgoMark = 0x51735401u;
-struct Algo {
-  std::uint32_t config[kNumConfigAttributes];
-  std::uint32_t workspace_bytes;
-  std::uint32_t mark;
-};
-static_assert(sizeof(Algo) <= sizeof(cublasLtMatmulAlgo_t));
-
-constexpr int kAlgoId = 7;
-// Asked for where the preference allows it, so that callers have to provide it.
-constexpr std::uint64_t kWorkspaceBytes = 4096;
-
-Algo Decode(const cublasLtMatmulAlgo_t& from) {
-  Algo algo;
-  std::memcpy(&algo, &from, sizeof(algo));
-  return algo;
-}
-
-cublasLtMatmulAlgo_t Encode(const Algo& algo) {
-  cublasLtMatmulAlgo_t result{};
-  std::memcpy(&result, &algo, sizeof(algo));
-  return result;
-}
-
-Algo NewAlgo(std::uint64_t workspace_bytes) {
-  Algo algo{};
-  algo.config[CUBLASLT_ALGO_CONFIG_ID] = kAlgoId;
-  algo.config[CUBLASLT_ALGO_CONFIG_TILE_ID] = CUBLASLT_MATMUL_TILE_128x128;
-  algo.config[CUBLASLT_ALGO_CONFIG_SPLITK_NUM] = 1;
-  algo.config[CUBLASLT_ALGO_CONFIG_STAGES_ID] = CUBLASLT_MATMUL_STAGES_32x4;
-  algo.workspace_bytes = static_cast<std::uint32_t>(workspace_bytes);
-  algo.mark = kAlgoMark;
-  return algo;
-}
-
-std::size_t ConfigBytes(cublasLtMatmulAlgoConfigAttributes_t attribute) {
-  const bool is_short =
-      attribute == CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID || attribute == CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID;
-  return is_short ? sizeof(std::uint16_t) : sizeof(std::uint32_t);
-}
 
 template <class T>
 cublasStatus_t Set(T& field, const void* value, std::size_t bytes) {
   if (value == nullptr || bytes != sizeof(T)) return CUBLAS_STATUS_INVALID_VALUE;
   std::memcpy(&field, value, sizeof(T));
-  return CUBLAS_STATUS_SUCCESS;
-}
-
-// As everywhere in cuBLASLt: with no bytes to write to, only says how many are needed.
-cublasStatus_t Get(const void* field, std::size_t field_bytes, void* value, std::size_t bytes, std::size_t* written) {
-  if (bytes == 0) {
-    if (written == nullptr) return CUBLAS_STATUS_INVALID_VALUE;
-    *written = field_bytes;
-    return CUBLAS_STATUS_SUCCESS;
-  }
-  if (value == nullptr || bytes < field_bytes) return CUBLAS_STATUS_INVALID_VALUE;
-  std::memcpy(value, field, field_bytes);
-  if (written != nullptr) *written = field_bytes;
   return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -159,8 +69,6 @@ cublasStatus_t VisitLayout(Layout& layout, cublasLtMatrixLayoutAttribute_t attri
   return CUBLAS_STATUS_INVALID_VALUE;
 }
 
-bool IsSupported(std::int64_t type) { return type == CUDA_R_32F || type == CUDA_R_16F || type == CUDA_R_16BF; }
-
 bool IsValid(const cublasLtMatrixLayoutOpaque_t& layout) {
   const std::uint64_t line = layout.order == CUBLASLT_ORDER_COL ? layout.rows : layout.cols;
   return layout.rows > 0 && layout.cols > 0 && layout.ld > 0 && static_cast<std::uint64_t>(layout.ld) >= line &&
@@ -182,7 +90,23 @@ StridedMatrix View(const cublasLtMatrixLayoutOpaque_t& layout, bool is_transpose
   return m;
 }
 
-// Checks that the product is one that cuBLASLt has and this stand-in covers, and describes it.
+}  // namespace
+
+cublasStatus_t GetAttribute(const void* field, std::size_t field_bytes, void* value, std::size_t bytes,
+                            std::size_t* written) {
+  if (bytes == 0) {
+    if (written == nullptr) return CUBLAS_STATUS_INVALID_VALUE;
+    *written = field_bytes;
+    return CUBLAS_STATUS_SUCCESS;
+  }
+  if (value == nullptr || bytes < field_bytes) return CUBLAS_STATUS_INVALID_VALUE;
+  std::memcpy(value, field, field_bytes);
+  if (written != nullptr) *written = field_bytes;
+  return CUBLAS_STATUS_SUCCESS;
+}
+
+bool IsSupportedType(std::int64_t type) { return type == CUDA_R_32F || type == CUDA_R_16F || type == CUDA_R_16BF; }
+
 cublasStatus_t Describe(cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
                         cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d, MatmulProblem& problem) {
   if (desc == nullptr || a == nullptr || b == nullptr || c == nullptr || d == nullptr) {
@@ -190,7 +114,7 @@ cublasStatus_t Describe(cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a, cub
   }
   for (const auto* layout : {a, b, c, d}) {
     if (!IsValid(*layout)) return CUBLAS_STATUS_INVALID_VALUE;
-    if (!IsSupported(layout->type)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (!IsSupportedType(layout->type)) return CUBLAS_STATUS_NOT_SUPPORTED;
   }
   problem.a = View(*a, desc->trans_a != CUBLAS_OP_N);
   problem.b = View(*b, desc->trans_b != CUBLAS_OP_N);
@@ -210,7 +134,7 @@ cublasStatus_t Describe(cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a, cub
   const bool has_types = a->type == b->type && c->type == d->type && (d->type == a->type || d->type == CUDA_R_32F);
   const std::int64_t bias_type = desc->bias_type == -1 ? static_cast<std::int64_t>(d->type) : desc->bias_type;
   if (!has_compute_type || !has_types || desc->scale_type != CUDA_R_32F || desc->trans_c != CUBLAS_OP_N ||
-      desc->pointer_mode != CUBLASLT_POINTER_MODE_HOST || !IsSupported(bias_type)) {
+      desc->pointer_mode != CUBLASLT_POINTER_MODE_HOST || !IsSupportedType(bias_type)) {
     return CUBLAS_STATUS_NOT_SUPPORTED;
   }
   switch (desc->epilogue) {
@@ -230,7 +154,6 @@ cublasStatus_t Describe(cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a, cub
   return CUBLAS_STATUS_SUCCESS;
 }
 
-}  // namespace
 }  // namespace qst::cuda_shim
 
 using namespace qst::cuda_shim;  // NOLINT: the API's functions have no namespace
@@ -300,7 +223,7 @@ cublasStatus_t cublasLtMatmulDescGetAttribute(cublasLtMatmulDesc_t desc, cublasL
                                               void* value, std::size_t bytes, std::size_t* written) {
   if (desc == nullptr) return CUBLAS_STATUS_INVALID_VALUE;
   return VisitDesc(*desc, attribute,
-                   [&](const auto& field) { return Get(&field, sizeof(field), value, bytes, written); });
+                   [&](const auto& field) { return GetAttribute(&field, sizeof(field), value, bytes, written); });
 }
 
 cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType_t type, std::uint64_t rows,
@@ -327,7 +250,7 @@ cublasStatus_t cublasLtMatrixLayoutGetAttribute(cublasLtMatrixLayout_t layout,
                                                 std::size_t bytes, std::size_t* written) {
   if (layout == nullptr) return CUBLAS_STATUS_INVALID_VALUE;
   return VisitLayout(*layout, attribute,
-                     [&](const auto& field) { return Get(&field, sizeof(field), value, bytes, written); });
+                     [&](const auto& field) { return GetAttribute(&field, sizeof(field), value, bytes, written); });
 }
 
 cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t* preference) {
@@ -341,126 +264,38 @@ cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t prefer
   return CUBLAS_STATUS_SUCCESS;
 }
 
-// All but the workspace is about choices that are not made here.
 cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t preference,
                                                     cublasLtMatmulPreferenceAttributes_t attribute, const void* value,
                                                     std::size_t bytes) {
   if (preference == nullptr || value == nullptr) return CUBLAS_STATUS_INVALID_VALUE;
-  if (attribute == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES) return Set(preference->max_workspace_bytes, value, bytes);
-  return bytes == sizeof(std::uint32_t) || bytes == sizeof(std::uint64_t) ? CUBLAS_STATUS_SUCCESS
-                                                                          : CUBLAS_STATUS_INVALID_VALUE;
-}
-
-cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc,
-                                              cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
-                                              cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
-                                              cublasLtMatmulPreference_t preference, int requested,
-                                              cublasLtMatmulHeuristicResult_t results[], int* returned) {
-  if (handle == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
-  if (preference == nullptr || requested < 1 || results == nullptr || returned == nullptr) {
-    return CUBLAS_STATUS_INVALID_VALUE;
-  }
-  *returned = 0;
-  MatmulProblem problem;
-  if (const cublasStatus_t status = Describe(desc, a, b, c, d, problem); status != CUBLAS_STATUS_SUCCESS) return status;
-  const std::uint64_t workspace = std::min(kWorkspaceBytes, preference->max_workspace_bytes);
-  results[0] = {};
-  results[0].algo = Encode(NewAlgo(workspace));
-  results[0].workspaceSize = workspace;
-  results[0].state = CUBLAS_STATUS_SUCCESS;
-  results[0].wavesCount = 1.0f;
-  *returned = 1;
-  return CUBLAS_STATUS_SUCCESS;
-}
-
-cublasStatus_t cublasLtMatmulAlgoGetIds(cublasLtHandle_t handle, cublasComputeType_t, cudaDataType_t, cudaDataType_t a,
-                                        cudaDataType_t b, cudaDataType_t c, cudaDataType_t d, int requested, int ids[],
-                                        int* returned) {
-  if (handle == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
-  if (requested < 1 || ids == nullptr || returned == nullptr) return CUBLAS_STATUS_INVALID_VALUE;
-  *returned = 0;
-  if (!IsSupported(a) || !IsSupported(b) || !IsSupported(c) || !IsSupported(d)) return CUBLAS_STATUS_NOT_SUPPORTED;
-  ids[0] = kAlgoId;
-  *returned = 1;
-  return CUBLAS_STATUS_SUCCESS;
-}
-
-cublasStatus_t cublasLtMatmulAlgoInit(cublasLtHandle_t handle, cublasComputeType_t, cudaDataType_t, cudaDataType_t,
-                                      cudaDataType_t, cudaDataType_t, cudaDataType_t, int id,
-                                      cublasLtMatmulAlgo_t* algo) {
-  if (handle == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
-  if (algo == nullptr || id != kAlgoId) return CUBLAS_STATUS_INVALID_VALUE;
-  *algo = Encode(NewAlgo(0));
-  return CUBLAS_STATUS_SUCCESS;
-}
-
-cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t a,
-                                       cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t d,
-                                       const cublasLtMatmulAlgo_t* algo, cublasLtMatmulHeuristicResult_t* result) {
-  if (handle == nullptr) return CUBLAS_STATUS_NOT_INITIALIZED;
-  if (algo == nullptr || result == nullptr || Decode(*algo).mark != kAlgoMark) return CUBLAS_STATUS_INVALID_VALUE;
-  MatmulProblem problem;
-  if (const cublasStatus_t status = Describe(desc, a, b, c, d, problem); status != CUBLAS_STATUS_SUCCESS) return status;
-  // The sum has one part only.
-  if (Decode(*algo).config[CUBLASLT_ALGO_CONFIG_SPLITK_NUM] > 1) return CUBLAS_STATUS_NOT_SUPPORTED;
-  *result = {};
-  result->algo = *algo;
-  result->workspaceSize = Decode(*algo).workspace_bytes;
-  result->state = CUBLAS_STATUS_SUCCESS;
-  result->wavesCount = 1.0f;
-  return CUBLAS_STATUS_SUCCESS;
-}
-
-cublasStatus_t cublasLtMatmulAlgoCapGetAttribute(const cublasLtMatmulAlgo_t* algo,
-                                                 cublasLtMatmulAlgoCapAttributes_t attribute, void* value,
-                                                 std::size_t bytes, std::size_t* written) {
-  if (algo == nullptr || Decode(*algo).mark != kAlgoMark) return CUBLAS_STATUS_INVALID_VALUE;
-  const auto give = [&](std::int32_t number) { return Get(&number, sizeof(number), value, bytes, written); };
+  const auto set_alignment = [&](int matrix) {
+    std::uint32_t alignment = 0;
+    if (const cublasStatus_t status = Set(alignment, value, bytes); status != CUBLAS_STATUS_SUCCESS) return status;
+    if (alignment == 0 || alignment > 4096 || (alignment & (alignment - 1)) != 0) return CUBLAS_STATUS_INVALID_VALUE;
+    preference->alignments.bytes[matrix] = alignment;
+    return CUBLAS_STATUS_SUCCESS;
+  };
   switch (attribute) {
-    case CUBLASLT_ALGO_CAP_SPLITK_SUPPORT:
-    case CUBLASLT_ALGO_CAP_REDUCTION_SCHEME_MASK:
-    case CUBLASLT_ALGO_CAP_CTA_SWIZZLING_SUPPORT:
-    case CUBLASLT_ALGO_CAP_CUSTOM_OPTION_MAX:
-      return give(0);
-    case CUBLASLT_ALGO_CAP_STRIDED_BATCH_SUPPORT:
-      return give(1);
-    case CUBLASLT_ALGO_CAP_TILE_IDS:
-      return give(CUBLASLT_MATMUL_TILE_128x128);
-    case CUBLASLT_ALGO_CAP_STAGES_IDS:
-      return give(CUBLASLT_MATMUL_STAGES_32x4);
-    case CUBLASLT_ALGO_CAP_EPILOGUE_MASK:
-      return give(CUBLASLT_EPILOGUE_DEFAULT | CUBLASLT_EPILOGUE_RELU | CUBLASLT_EPILOGUE_BIAS);
-    case CUBLASLT_ALGO_CAP_MIN_ALIGNMENT_A_BYTES:
-    case CUBLASLT_ALGO_CAP_MIN_ALIGNMENT_B_BYTES:
-    case CUBLASLT_ALGO_CAP_MIN_ALIGNMENT_C_BYTES:
-    case CUBLASLT_ALGO_CAP_MIN_ALIGNMENT_D_BYTES:
-      return give(4);
+    case CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES:
+      return Set(preference->max_workspace_bytes, value, bytes);
+    case CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK:
+      return Set(preference->reduction_schemes, value, bytes);
+    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES:
+      return set_alignment(0);
+    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES:
+      return set_alignment(1);
+    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES:
+      return set_alignment(2);
+    case CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES:
+      return set_alignment(3);
+    // About choices that are not made here.
+    case CUBLASLT_MATMUL_PREF_SEARCH_MODE:
+    case CUBLASLT_MATMUL_PREF_MAX_WAVES_COUNT:
+      return bytes == sizeof(std::uint32_t) ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
+    case CUBLASLT_MATMUL_PREF_IMPL_MASK:
+      return bytes == sizeof(std::uint64_t) ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
   }
   return CUBLAS_STATUS_INVALID_VALUE;
-}
-
-cublasStatus_t cublasLtMatmulAlgoConfigSetAttribute(cublasLtMatmulAlgo_t* algo,
-                                                    cublasLtMatmulAlgoConfigAttributes_t attribute, const void* value,
-                                                    std::size_t bytes) {
-  if (algo == nullptr || value == nullptr || attribute < 0 || attribute >= kNumConfigAttributes ||
-      bytes != ConfigBytes(attribute)) {
-    return CUBLAS_STATUS_INVALID_VALUE;
-  }
-  Algo decoded = Decode(*algo);
-  if (decoded.mark != kAlgoMark) return CUBLAS_STATUS_INVALID_VALUE;
-  decoded.config[attribute] = 0;
-  std::memcpy(&decoded.config[attribute], value, bytes);
-  *algo = Encode(decoded);
-  return CUBLAS_STATUS_SUCCESS;
-}
-
-cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t* algo,
-                                                    cublasLtMatmulAlgoConfigAttributes_t attribute, void* value,
-                                                    std::size_t bytes, std::size_t* written) {
-  if (algo == nullptr || attribute < 0 || attribute >= kNumConfigAttributes) return CUBLAS_STATUS_INVALID_VALUE;
-  const Algo decoded = Decode(*algo);
-  if (decoded.mark != kAlgoMark) return CUBLAS_STATUS_INVALID_VALUE;
-  return Get(&decoded.config[attribute], ConfigBytes(attribute), value, bytes, written);
 }
 
 cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc, const void* alpha, const void* a,
@@ -484,11 +319,18 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
   }
   std::size_t used = 0;
   if (algo != nullptr) {
-    const Algo decoded = Decode(*algo);
-    if (decoded.mark != kAlgoMark) return CUBLAS_STATUS_INVALID_VALUE;
-    if (decoded.config[CUBLASLT_ALGO_CONFIG_SPLITK_NUM] > 1) return CUBLAS_STATUS_NOT_SUPPORTED;
+    Algo decoded;
+    if (!Decode(algo, decoded)) return CUBLAS_STATUS_INVALID_VALUE;
+    if (HooksRefuse(problem)) return CUBLAS_STATUS_NOT_SUPPORTED;
+    const void* const matrices[4] = {a, b, problem.beta != 0.0f ? c : nullptr, d};
+    for (int i = 0; i < 4; ++i) {
+      if (reinterpret_cast<std::uintptr_t>(matrices[i]) % decoded.alignment_bytes[i] != 0) {
+        return CUBLAS_STATUS_INVALID_VALUE;
+      }
+    }
     used = decoded.workspace_bytes;
     if (used > workspace_bytes || (used != 0 && workspace == nullptr)) return CUBLAS_STATUS_INVALID_VALUE;
+    problem.split_k = decoded.split_k();
   }
   const void* bias = desc->bias;
   const cudaError_t error = Enqueue(stream, StreamUse::kOwnDevice, [problem, a, b, c, d, bias, workspace, used] {

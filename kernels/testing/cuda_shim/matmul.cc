@@ -51,12 +51,14 @@ void Gather(const StridedMatrix& m, const void* base, std::int64_t batch, bool i
   }
 }
 
-// tile[j][i] = sum over k of a[k * a_stride + i] * b[k * b_stride + j]
-void MultiplyTile(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride, std::int64_t k_size,
-                  float (&tile)[kTileCols][kTileRows]) {
-  using Vector = float __attribute__((vector_size(16)));
-  static_assert(kTileRows == 8 && kTileCols == 4);
-  Vector sums[kTileCols][2] = {};
+using Vector = float __attribute__((vector_size(16)));
+using TileSums = Vector[kTileCols][kTileRows / 4];
+
+// sums[j][i] += sum over k of a[k * a_stride + i] * b[k * b_stride + j]
+void AddTile(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride, std::int64_t k_size,
+             TileSums& total) {
+  static_assert(kTileRows == 8);
+  TileSums sums = {};
   for (std::int64_t k = 0; k < k_size; ++k) {
     Vector a_low;
     Vector a_high;
@@ -67,6 +69,19 @@ void MultiplyTile(const float* a, std::int64_t a_stride, const float* b, std::in
       sums[j][0] += a_low * factor;
       sums[j][1] += a_high * factor;
     }
+  }
+  for (std::int64_t j = 0; j < kTileCols; ++j) {
+    total[j][0] += sums[j][0];
+    total[j][1] += sums[j][1];
+  }
+}
+
+void MultiplyTile(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride, std::int64_t k_size,
+                  int split_k, float (&tile)[kTileCols][kTileRows]) {
+  TileSums sums = {};
+  const std::int64_t part = (k_size + split_k - 1) / split_k;
+  for (std::int64_t k = 0; k < k_size; k += part) {
+    AddTile(a + k * a_stride, a_stride, b + k * b_stride, b_stride, std::min(part, k_size - k), sums);
   }
   std::memcpy(tile, sums, sizeof(tile));
 }
@@ -87,7 +102,7 @@ void Matmul(const MatmulProblem& p, const void* a, const void* b, const void* c,
     for (std::int64_t j0 = 0; j0 < n; j0 += kTileCols) {
       for (std::int64_t i0 = 0; i0 < m; i0 += kTileRows) {
         float tile[kTileCols][kTileRows];
-        MultiplyTile(a_panel.data() + i0, a_stride, b_panel.data() + j0, b_stride, k, tile);
+        MultiplyTile(a_panel.data() + i0, a_stride, b_panel.data() + j0, b_stride, k, p.split_k, tile);
         for (std::int64_t j = j0; j < std::min(j0 + kTileCols, n); ++j) {
           for (std::int64_t i = i0; i < std::min(i0 + kTileRows, m); ++i) {
             float value = p.alpha * tile[j - j0][i - i0];

@@ -29,14 +29,16 @@ struct MatmulProblem {
   float beta = 0.0f;  // c is not read if 0
   // Inputs lose all but 10 bits of mantissa, rounded to nearest, ties to even.
   bool round_to_tf32 = false;
+  // k is cut into so many parts, each summed by itself; then the parts are added, first to last.
+  int split_k = 1;
   bool has_bias = false;
   bool has_relu = false;
   cudaDataType_t bias_type = CUDA_R_32F;
   std::int64_t bias_batch_stride = 0;
 };
 
-// Products are summed in float, k ascending, each product and each sum rounded; bias [m] and ReLU in float; one
-// rounding to d's type at the end. d may be c.
+// Products are summed in float, k ascending, each product and each sum rounded; alpha, beta, bias [m] and ReLU in
+// float; one rounding to d's type at the end. d may be c.
 void Matmul(const MatmulProblem& problem, const void* a, const void* b, const void* c, const void* bias, void* d);
 
 }  // namespace qst::cuda_shim
