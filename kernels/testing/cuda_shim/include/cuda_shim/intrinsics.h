@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 // ---- Bits ----
 
@@ -99,12 +100,24 @@ inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.
 inline float rsqrtf(float x) { return __frsqrt_rn(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }
 
-inline int __float2int_rn(float x) { return static_cast<int>(std::nearbyint(x)); }
-inline int __float2int_rz(float x) { return static_cast<int>(x); }
-inline int __float2int_rd(float x) { return static_cast<int>(std::floor(x)); }
-inline int __float2int_ru(float x) { return static_cast<int>(std::ceil(x)); }
-inline unsigned int __float2uint_rn(float x) { return static_cast<unsigned int>(std::nearbyint(x)); }
-inline unsigned int __float2uint_rz(float x) { return static_cast<unsigned int>(x); }
+// As on a device: the nearest integer of the type if out of range, 0 for NaN. `x` is whole.
+namespace qst::cuda_shim {
+template <class Int>
+inline Int Saturate(float x) {
+  constexpr Int kMin = std::numeric_limits<Int>::min();
+  constexpr Int kMax = std::numeric_limits<Int>::max();
+  if (std::isnan(x)) return 0;
+  if (x <= static_cast<float>(kMin)) return kMin;
+  return x >= static_cast<float>(kMax) ? kMax : static_cast<Int>(x);
+}
+}  // namespace qst::cuda_shim
+
+inline int __float2int_rn(float x) { return qst::cuda_shim::Saturate<int>(std::nearbyint(x)); }
+inline int __float2int_rz(float x) { return qst::cuda_shim::Saturate<int>(std::trunc(x)); }
+inline int __float2int_rd(float x) { return qst::cuda_shim::Saturate<int>(std::floor(x)); }
+inline int __float2int_ru(float x) { return qst::cuda_shim::Saturate<int>(std::ceil(x)); }
+inline unsigned int __float2uint_rn(float x) { return qst::cuda_shim::Saturate<unsigned int>(std::nearbyint(x)); }
+inline unsigned int __float2uint_rz(float x) { return qst::cuda_shim::Saturate<unsigned int>(std::trunc(x)); }
 inline float __int2float_rn(int x) { return static_cast<float>(x); }
 inline float __uint2float_rn(unsigned int x) { return static_cast<float>(x); }
 

@@ -1,0 +1,463 @@
+// Products of the cuBLASLt stand-in against sums in double, and what it refuses.
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda_shim/cublaslt_hooks.h"
+#include "gtest/gtest.h"
+#include "kernels/testing/cuda_shim/shim_test_util.h"
+
+namespace qst::cuda_shim {
+namespace {
+
+std::size_t TypeBytes(cudaDataType_t type) { return type == CUDA_R_32F ? 4 : 2; }
+
+float Load(cudaDataType_t type, const unsigned char* at) {
+  if (type == CUDA_R_32F) {
+    float value;
+    std::memcpy(&value, at, sizeof(value));
+    return value;
+  }
+  unsigned short bits;
+  std::memcpy(&bits, at, sizeof(bits));
+  return type == CUDA_R_16F ? float(__ushort_as_half(bits)) : float(__ushort_as_bfloat16(bits));
+}
+
+void Store(cudaDataType_t type, float value, unsigned char* at) {
+  if (type == CUDA_R_32F) {
+    std::memcpy(at, &value, sizeof(value));
+    return;
+  }
+  const unsigned short bits =
+      type == CUDA_R_16F ? __half_as_ushort(__float2half_rn(value)) : __bfloat16_as_ushort(__float2bfloat16_rn(value));
+  std::memcpy(at, &bits, sizeof(bits));
+}
+
+double Epsilon(cudaDataType_t type) { return type == CUDA_R_32F ? 0x1p-24 : type == CUDA_R_16F ? 0x1p-11 : 0x1p-8; }
+
+// A matrix in device memory with its layout; a few elements lie between its lines, and after it.
+class Matrix {
+ public:
+  Matrix(cudaDataType_t type, std::int64_t rows, std::int64_t cols, int batches, std::int32_t order, unsigned int seed)
+      : type_(type), rows_(rows), cols_(cols), order_(order) {
+    ld_ = (order == CUBLASLT_ORDER_COL ? rows : cols) + 3;
+    const std::int64_t lines = order == CUBLASLT_ORDER_COL ? cols : rows;
+    batch_stride_ = ld_ * lines + 5;
+    bytes_.resize(static_cast<std::size_t>(batch_stride_ * batches) * TypeBytes(type));
+    std::mt19937 random(seed);
+    for (std::size_t i = 0; i < bytes_.size(); i += TypeBytes(type)) {
+      Store(type, static_cast<float>(static_cast<int>(random() % 2001) - 1000) / 512.0f, bytes_.data() + i);
+    }
+    EXPECT_EQ(cudaMalloc(&device_, bytes_.size()), cudaSuccess);
+    EXPECT_EQ(cudaMemcpy(device_, bytes_.data(), bytes_.size(), cudaMemcpyHostToDevice), cudaSuccess);
+    EXPECT_EQ(cublasLtMatrixLayoutCreate(&layout_, type, rows, cols, ld_), CUBLAS_STATUS_SUCCESS);
+    EXPECT_EQ(cublasLtMatrixLayoutSetAttribute(layout_, CUBLASLT_MATRIX_LAYOUT_ORDER, &order_, sizeof(order_)),
+              CUBLAS_STATUS_SUCCESS);
+    const std::int32_t batch_count = batches;
+    EXPECT_EQ(cublasLtMatrixLayoutSetAttribute(layout_, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch_count,
+                                               sizeof(batch_count)),
+              CUBLAS_STATUS_SUCCESS);
+    EXPECT_EQ(cublasLtMatrixLayoutSetAttribute(layout_, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &batch_stride_,
+                                               sizeof(batch_stride_)),
+              CUBLAS_STATUS_SUCCESS);
+  }
+  Matrix(const Matrix&) = delete;
+  Matrix& operator=(const Matrix&) = delete;
+  ~Matrix() {
+    EXPECT_EQ(cublasLtMatrixLayoutDestroy(layout_), CUBLAS_STATUS_SUCCESS);
+    EXPECT_EQ(cudaFree(device_), cudaSuccess);
+  }
+
+  cublasLtMatrixLayout_t layout() const { return layout_; }
+  void* data() const { return device_; }
+  std::int64_t rows() const { return rows_; }
+  std::int64_t cols() const { return cols_; }
+  // As it was at the start.
+  float Initial(int batch, std::int64_t i, std::int64_t j) const {
+    return Load(type_, bytes_.data() + Offset(batch, i, j));
+  }
+
+  std::vector<unsigned char> Read() const {
+    std::vector<unsigned char> bytes(bytes_.size());
+    EXPECT_EQ(cudaMemcpy(bytes.data(), device_, bytes.size(), cudaMemcpyDeviceToHost), cudaSuccess);
+    return bytes;
+  }
+  float At(const std::vector<unsigned char>& bytes, int batch, std::int64_t i, std::int64_t j) const {
+    return Load(type_, bytes.data() + Offset(batch, i, j));
+  }
+  // Whether what is no element is as it was.
+  bool GapsIntact(std::vector<unsigned char> bytes, int batches) const {
+    for (int batch = 0; batch < batches; ++batch) {
+      for (std::int64_t i = 0; i < rows_; ++i) {
+        for (std::int64_t j = 0; j < cols_; ++j) {
+          const std::size_t at = Offset(batch, i, j);
+          std::memcpy(bytes.data() + at, bytes_.data() + at, TypeBytes(type_));
+        }
+      }
+    }
+    return bytes == bytes_;
+  }
+
+ private:
+  std::size_t Offset(int batch, std::int64_t i, std::int64_t j) const {
+    const std::int64_t within = order_ == CUBLASLT_ORDER_COL ? i + j * ld_ : i * ld_ + j;
+    return static_cast<std::size_t>(batch * batch_stride_ + within) * TypeBytes(type_);
+  }
+
+  cudaDataType_t type_;
+  std::int64_t rows_;
+  std::int64_t cols_;
+  std::int32_t order_;
+  std::int64_t ld_;
+  std::int64_t batch_stride_;
+  std::vector<unsigned char> bytes_;
+  void* device_ = nullptr;
+  cublasLtMatrixLayout_t layout_ = nullptr;
+};
+
+struct Case {
+  cudaDataType_t in;
+  cudaDataType_t out;
+  cublasOperation_t trans_a;
+  cublasOperation_t trans_b;
+  cublasLtEpilogue_t epilogue;
+  std::int32_t order;
+};
+
+class CudaShimCublasLtTest : public ::testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override { ASSERT_EQ(cublasLtCreate(&handle_), CUBLAS_STATUS_SUCCESS); }
+  void TearDown() override {
+    SetCublasLtHooks({});
+    EXPECT_EQ(cublasLtDestroy(handle_), CUBLAS_STATUS_SUCCESS);
+  }
+
+  template <class T>
+  static void Set(cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t attribute, T value) {
+    ASSERT_EQ(cublasLtMatmulDescSetAttribute(desc, attribute, &value, sizeof(value)), CUBLAS_STATUS_SUCCESS);
+  }
+
+  cublasLtHandle_t handle_ = nullptr;
+};
+
+std::vector<Case> AllCases() {
+  const std::pair<cudaDataType_t, cudaDataType_t> types[] = {{CUDA_R_32F, CUDA_R_32F},
+                                                             {CUDA_R_16F, CUDA_R_16F},
+                                                             {CUDA_R_16F, CUDA_R_32F},
+                                                             {CUDA_R_16BF, CUDA_R_16BF},
+                                                             {CUDA_R_16BF, CUDA_R_32F}};
+  std::vector<Case> cases;
+  for (const auto& [in, out] : types) {
+    for (const cublasOperation_t trans_a : {CUBLAS_OP_N, CUBLAS_OP_T}) {
+      for (const cublasOperation_t trans_b : {CUBLAS_OP_N, CUBLAS_OP_T}) {
+        for (const cublasLtEpilogue_t epilogue :
+             {CUBLASLT_EPILOGUE_DEFAULT, CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_RELU, CUBLASLT_EPILOGUE_RELU_BIAS}) {
+          for (const std::int32_t order : {CUBLASLT_ORDER_COL, CUBLASLT_ORDER_ROW}) {
+            cases.push_back({in, out, trans_a, trans_b, epilogue, order});
+          }
+        }
+      }
+    }
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CudaShimCublasLtTest, ::testing::ValuesIn(AllCases()));
+
+TEST_P(CudaShimCublasLtTest, ProductsMatchSumsInDouble) {
+  const Case& p = GetParam();
+  const struct {
+    std::int64_t m, n, k;
+    float alpha, beta;
+    int batches;
+  } shapes[] = {
+      {1, 1, 1, 1.0f, 0.0f, 1}, {8, 4, 16, 1.0f, 1.0f, 2}, {13, 9, 33, -0.5f, 0.25f, 3}, {40, 1, 7, 2.0f, 0.0f, 1}};
+  for (const auto& shape : shapes) {
+    const bool is_ta = p.trans_a == CUBLAS_OP_T;
+    const bool is_tb = p.trans_b == CUBLAS_OP_T;
+    const Matrix a(p.in, is_ta ? shape.k : shape.m, is_ta ? shape.m : shape.k, shape.batches, p.order, 1);
+    const Matrix b(p.in, is_tb ? shape.n : shape.k, is_tb ? shape.k : shape.n, shape.batches, p.order, 2);
+    const Matrix d(p.out, shape.m, shape.n, shape.batches, p.order, 3);
+    const Matrix bias(p.out, shape.m, 1, 1, CUBLASLT_ORDER_COL, 4);
+    cublasLtMatmulDesc_t desc = nullptr;
+    ASSERT_EQ(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), CUBLAS_STATUS_SUCCESS);
+    Set(desc, CUBLASLT_MATMUL_DESC_TRANSA, p.trans_a);
+    Set(desc, CUBLASLT_MATMUL_DESC_TRANSB, p.trans_b);
+    Set(desc, CUBLASLT_MATMUL_DESC_EPILOGUE, p.epilogue);
+    Set(desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, static_cast<const void*>(bias.data()));
+    // In place: C is D.
+    ASSERT_EQ(cublasLtMatmul(handle_, desc, &shape.alpha, a.data(), a.layout(), b.data(), b.layout(), &shape.beta,
+                             d.data(), d.layout(), d.data(), d.layout(), nullptr, nullptr, 0, nullptr),
+              CUBLAS_STATUS_SUCCESS);
+    EXPECT_EQ(cublasLtMatmulDescDestroy(desc), CUBLAS_STATUS_SUCCESS);
+    const std::vector<unsigned char> result = d.Read();
+    EXPECT_TRUE(d.GapsIntact(result, shape.batches));
+    for (int batch = 0; batch < shape.batches; ++batch) {
+      for (std::int64_t i = 0; i < shape.m; ++i) {
+        for (std::int64_t j = 0; j < shape.n; ++j) {
+          double sum = 0.0;
+          double magnitude = 0.0;
+          for (std::int64_t k = 0; k < shape.k; ++k) {
+            const double product = static_cast<double>(is_ta ? a.Initial(batch, k, i) : a.Initial(batch, i, k)) *
+                                   (is_tb ? b.Initial(batch, j, k) : b.Initial(batch, k, j));
+            sum += product;
+            magnitude += std::fabs(product);
+          }
+          double expected = shape.alpha * sum + shape.beta * static_cast<double>(d.Initial(batch, i, j));
+          magnitude = std::fabs(shape.alpha) * magnitude + std::fabs(shape.beta * d.Initial(batch, i, j));
+          if ((p.epilogue & CUBLASLT_EPILOGUE_BIAS) != 0) {
+            expected += bias.Initial(0, i, 0);
+            magnitude += std::fabs(bias.Initial(0, i, 0));
+          }
+          if ((p.epilogue & CUBLASLT_EPILOGUE_RELU) != 0) expected = std::max(expected, 0.0);
+          const double tolerance =
+              static_cast<double>(shape.k + 4) * 0x1p-24 * magnitude + Epsilon(p.out) * std::fabs(expected);
+          EXPECT_NEAR(d.At(result, batch, i, j), expected, tolerance)
+              << shape.m << "x" << shape.n << "x" << shape.k << " batch " << batch << " (" << i << ", " << j << ")";
+        }
+      }
+    }
+  }
+}
+
+// What most of the following tests use: float, column order, [m, k] x [k, n].
+class Product {
+ public:
+  Product(std::int64_t m, std::int64_t n, std::int64_t k)
+      : a(CUDA_R_32F, m, k, 1, CUBLASLT_ORDER_COL, 1),
+        b(CUDA_R_32F, k, n, 1, CUBLASLT_ORDER_COL, 2),
+        d(CUDA_R_32F, m, n, 1, CUBLASLT_ORDER_COL, 3) {
+    EXPECT_EQ(cublasLtCreate(&handle), CUBLAS_STATUS_SUCCESS);
+    EXPECT_EQ(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), CUBLAS_STATUS_SUCCESS);
+    EXPECT_EQ(cublasLtMatmulPreferenceCreate(&preference), CUBLAS_STATUS_SUCCESS);
+  }
+  ~Product() {
+    cublasLtMatmulPreferenceDestroy(preference);
+    cublasLtMatmulDescDestroy(desc);
+    cublasLtDestroy(handle);
+    SetCublasLtHooks({});
+  }
+
+  template <class T>
+  void Prefer(cublasLtMatmulPreferenceAttributes_t attribute, T value) {
+    EXPECT_EQ(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof(value)),
+              CUBLAS_STATUS_SUCCESS);
+  }
+  std::vector<cublasLtMatmulHeuristicResult_t> Ask(int requested) {
+    std::vector<cublasLtMatmulHeuristicResult_t> results(requested);
+    int returned = -1;
+    EXPECT_EQ(cublasLtMatmulAlgoGetHeuristic(handle, desc, a.layout(), b.layout(), d.layout(), d.layout(), preference,
+                                             requested, results.data(), &returned),
+              CUBLAS_STATUS_SUCCESS);
+    results.resize(returned);
+    return results;
+  }
+  cublasStatus_t Run(const cublasLtMatmulAlgo_t* algo, void* workspace = nullptr, std::size_t workspace_bytes = 0,
+                     cudaStream_t stream = nullptr, std::ptrdiff_t shift_bytes = 0) {
+    const float one = 1.0f;
+    const float zero = 0.0f;
+    return cublasLtMatmul(handle, desc, &one, static_cast<unsigned char*>(a.data()) + shift_bytes, a.layout(), b.data(),
+                          b.layout(), &zero, nullptr, d.layout(), d.data(), d.layout(), algo, workspace,
+                          workspace_bytes, stream);
+  }
+  cublasStatus_t Check(const cublasLtMatmulAlgo_t& algo) {
+    cublasLtMatmulHeuristicResult_t result;
+    return cublasLtMatmulAlgoCheck(handle, desc, a.layout(), b.layout(), d.layout(), d.layout(), &algo, &result);
+  }
+
+  Matrix a;
+  Matrix b;
+  Matrix d;
+  cublasLtHandle_t handle = nullptr;
+  cublasLtMatmulDesc_t desc = nullptr;
+  cublasLtMatmulPreference_t preference = nullptr;
+};
+
+int SplitK(const cublasLtMatmulHeuristicResult_t& result) {
+  std::int32_t split_k = -1;
+  std::size_t written = 0;
+  EXPECT_EQ(cublasLtMatmulAlgoConfigGetAttribute(&result.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split_k,
+                                                 sizeof(split_k), &written),
+            CUBLAS_STATUS_SUCCESS);
+  EXPECT_EQ(written, sizeof(split_k));
+  return split_k;
+}
+
+TEST(CudaShimCublasLtAlgoTest, HeuristicOffersSplitKFirstWhereItIsAllowed) {
+  Product product(8, 8, 64);
+  std::vector<cublasLtMatmulHeuristicResult_t> results = product.Ask(8);
+  ASSERT_EQ(results.size(), 2u);
+  EXPECT_EQ(SplitK(results[0]), 4);
+  EXPECT_EQ(SplitK(results[1]), 1);
+  EXPECT_EQ(product.Ask(1).size(), 1u);
+  product.Prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, std::uint32_t{CUBLASLT_REDUCTION_SCHEME_NONE});
+  results = product.Ask(8);
+  ASSERT_EQ(results.size(), 1u);
+  EXPECT_EQ(SplitK(results[0]), 1);
+  CublasLtHooks hooks;
+  hooks.always_offers_split_k = true;
+  SetCublasLtHooks(hooks);
+  EXPECT_EQ(product.Ask(8).size(), 2u);
+}
+
+TEST(CudaShimCublasLtAlgoTest, SplitKSumsInAnotherOrderAndOneAlgorithmAlwaysInTheSame) {
+  Product product(8, 8, 1000);
+  const std::vector<cublasLtMatmulHeuristicResult_t> results = product.Ask(2);
+  ASSERT_EQ(results.size(), 2u);
+  ASSERT_EQ(product.Run(&results[0].algo), CUBLAS_STATUS_SUCCESS);
+  const std::vector<unsigned char> split = product.d.Read();
+  ASSERT_EQ(product.Run(&results[1].algo), CUBLAS_STATUS_SUCCESS);
+  const std::vector<unsigned char> whole = product.d.Read();
+  ASSERT_EQ(product.Run(nullptr), CUBLAS_STATUS_SUCCESS);
+  EXPECT_EQ(product.d.Read(), whole);
+  EXPECT_NE(split, whole);
+  for (int i = 0; i < 8; ++i) EXPECT_NEAR(product.d.At(split, 0, i, i), product.d.At(whole, 0, i, i), 1e-2);
+}
+
+TEST(CudaShimCublasLtAlgoTest, WorkspaceIsAskedForRequiredAndSpoiled) {
+  Product product(8, 8, 8);
+  EXPECT_EQ(product.Ask(2)[1].workspaceSize, 0u);
+  product.Prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t{1} << 20);
+  const cublasLtMatmulHeuristicResult_t result = product.Ask(2)[1];
+  ASSERT_EQ(result.workspaceSize, 4096u);
+  DeviceArray<unsigned char> workspace(std::vector<unsigned char>(5000, 1));
+  EXPECT_EQ(product.Run(&result.algo), CUBLAS_STATUS_INVALID_VALUE);
+  EXPECT_EQ(product.Run(&result.algo, workspace.data(), 4095), CUBLAS_STATUS_INVALID_VALUE);
+  EXPECT_EQ(product.Run(&result.algo, workspace.data(), 5000), CUBLAS_STATUS_SUCCESS);
+  const std::vector<unsigned char> bytes = workspace.Get();
+  EXPECT_EQ(std::count(bytes.begin(), bytes.end(), 0xff), 4096);
+}
+
+TEST(CudaShimCublasLtAlgoTest, PointersMustBeAlignedAsPromised) {
+  Product product(8, 8, 8);
+  product.Prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, std::uint32_t{16});
+  const cublasLtMatmulHeuristicResult_t result = product.Ask(2)[1];
+  EXPECT_EQ(product.Run(&result.algo, nullptr, 0, nullptr, 8), CUBLAS_STATUS_INVALID_VALUE);
+  EXPECT_EQ(product.Run(&result.algo, nullptr, 0, nullptr, 16), CUBLAS_STATUS_SUCCESS);
+  product.Prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, std::uint32_t{8});
+  const cublasLtMatmulHeuristicResult_t relaxed = product.Ask(2)[1];
+  EXPECT_EQ(product.Run(&relaxed.algo, nullptr, 0, nullptr, 8), CUBLAS_STATUS_SUCCESS);
+}
+
+TEST(CudaShimCublasLtAlgoTest, HooksMakeAnAlgorithmRefuseProducts) {
+  Product product(8, 4, 16);
+  const cublasLtMatmulAlgo_t algo = product.Ask(2)[1].algo;
+  EXPECT_EQ(product.Check(algo), CUBLAS_STATUS_SUCCESS);
+  CublasLtHooks hooks;
+  hooks.refuses = [](std::int64_t m, std::int64_t n, std::int64_t k) { return m == 8 && n == 4 && k == 16; };
+  SetCublasLtHooks(hooks);
+  EXPECT_EQ(product.Check(algo), CUBLAS_STATUS_NOT_SUPPORTED);
+  EXPECT_EQ(product.Run(&algo), CUBLAS_STATUS_NOT_SUPPORTED);
+  EXPECT_EQ(product.Ask(2).size(), 2u);
+  Product other(8, 4, 17);
+  EXPECT_EQ(other.Check(algo), CUBLAS_STATUS_SUCCESS);
+}
+
+TEST(CudaShimCublasLtAlgoTest, ConfigurationIsStoredInTheAlgorithm) {
+  Product product(8, 8, 8);
+  int ids[4];
+  int returned = 0;
+  ASSERT_EQ(cublasLtMatmulAlgoGetIds(product.handle, CUBLAS_COMPUTE_32F, CUDA_R_32F, CUDA_R_32F, CUDA_R_32F, CUDA_R_32F,
+                                     CUDA_R_32F, 4, ids, &returned),
+            CUBLAS_STATUS_SUCCESS);
+  ASSERT_EQ(returned, 1);
+  cublasLtMatmulAlgo_t algo{};
+  EXPECT_EQ(product.Run(&algo), CUBLAS_STATUS_INVALID_VALUE);
+  ASSERT_EQ(cublasLtMatmulAlgoInit(product.handle, CUBLAS_COMPUTE_32F, CUDA_R_32F, CUDA_R_32F, CUDA_R_32F, CUDA_R_32F,
+                                   CUDA_R_32F, ids[0], &algo),
+            CUBLAS_STATUS_SUCCESS);
+  const std::uint32_t swizzling = 1;
+  ASSERT_EQ(cublasLtMatmulAlgoConfigSetAttribute(&algo, CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING, &swizzling, 4),
+            CUBLAS_STATUS_SUCCESS);
+  std::uint32_t read = 0;
+  ASSERT_EQ(cublasLtMatmulAlgoConfigGetAttribute(&algo, CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING, &read, 4, nullptr),
+            CUBLAS_STATUS_SUCCESS);
+  EXPECT_EQ(read, 1u);
+  std::size_t bytes = 0;
+  ASSERT_EQ(cublasLtMatmulAlgoConfigGetAttribute(&algo, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, nullptr, 0, &bytes),
+            CUBLAS_STATUS_SUCCESS);
+  EXPECT_EQ(bytes, 2u);
+  EXPECT_EQ(cublasLtMatmulAlgoConfigSetAttribute(&algo, CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING, &swizzling, 2),
+            CUBLAS_STATUS_INVALID_VALUE);
+  EXPECT_EQ(product.Run(&algo), CUBLAS_STATUS_SUCCESS);
+}
+
+TEST(CudaShimCublasLtAlgoTest, Tf32LosesBitsOfTheInputs) {
+  Product product(8, 8, 8);
+  ASSERT_EQ(product.Run(nullptr), CUBLAS_STATUS_SUCCESS);
+  const std::vector<unsigned char> exact = product.d.Read();
+  const std::int32_t tf32 = CUBLAS_COMPUTE_32F_FAST_TF32;
+  ASSERT_EQ(cublasLtMatmulDescSetAttribute(product.desc, CUBLASLT_MATMUL_DESC_COMPUTE_TYPE, &tf32, sizeof(tf32)),
+            CUBLAS_STATUS_SUCCESS);
+  ASSERT_EQ(product.Run(nullptr), CUBLAS_STATUS_SUCCESS);
+  // The inputs have 10 bits of mantissa or less, so nothing is lost.
+  EXPECT_EQ(product.d.Read(), exact);
+  const float third = 1.0f / 3.0f;
+  ASSERT_EQ(cudaMemcpy(product.a.data(), &third, sizeof(third), cudaMemcpyHostToDevice), cudaSuccess);
+  ASSERT_EQ(product.Run(nullptr), CUBLAS_STATUS_SUCCESS);
+  const float rounded = product.d.At(product.d.Read(), 0, 0, 0);
+  const std::int32_t f32 = CUBLAS_COMPUTE_32F_PEDANTIC;
+  ASSERT_EQ(cublasLtMatmulDescSetAttribute(product.desc, CUBLASLT_MATMUL_DESC_COMPUTE_TYPE, &f32, sizeof(f32)),
+            CUBLAS_STATUS_SUCCESS);
+  ASSERT_EQ(product.Run(nullptr), CUBLAS_STATUS_SUCCESS);
+  const float full = product.d.At(product.d.Read(), 0, 0, 0);
+  EXPECT_NE(rounded, full);
+  EXPECT_NEAR(rounded, full, 2e-3);
+}
+
+TEST(CudaShimCublasLtAlgoTest, WhatIsNotCoveredIsRefused) {
+  Product product(8, 8, 8);
+  const auto status_with = [&](cublasLtMatmulDescAttributes_t attribute, std::int32_t value) {
+    std::int32_t old = 0;
+    EXPECT_EQ(cublasLtMatmulDescGetAttribute(product.desc, attribute, &old, sizeof(old), nullptr),
+              CUBLAS_STATUS_SUCCESS);
+    EXPECT_EQ(cublasLtMatmulDescSetAttribute(product.desc, attribute, &value, sizeof(value)), CUBLAS_STATUS_SUCCESS);
+    const cublasStatus_t status = product.Run(nullptr);
+    EXPECT_EQ(cublasLtMatmulDescSetAttribute(product.desc, attribute, &old, sizeof(old)), CUBLAS_STATUS_SUCCESS);
+    return status;
+  };
+  EXPECT_EQ(status_with(CUBLASLT_MATMUL_DESC_COMPUTE_TYPE, CUBLAS_COMPUTE_16F), CUBLAS_STATUS_NOT_SUPPORTED);
+  EXPECT_EQ(status_with(CUBLASLT_MATMUL_DESC_SCALE_TYPE, CUDA_R_64F), CUBLAS_STATUS_NOT_SUPPORTED);
+  EXPECT_EQ(status_with(CUBLASLT_MATMUL_DESC_POINTER_MODE, CUBLASLT_POINTER_MODE_DEVICE), CUBLAS_STATUS_NOT_SUPPORTED);
+  EXPECT_EQ(status_with(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_GELU), CUBLAS_STATUS_NOT_SUPPORTED);
+  EXPECT_EQ(status_with(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS), CUBLAS_STATUS_INVALID_VALUE);
+  EXPECT_EQ(status_with(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T), CUBLAS_STATUS_SUCCESS);
+  Product wide(8, 8, 9);
+  EXPECT_EQ(
+      cublasLtMatmul(wide.handle, wide.desc, nullptr, wide.a.data(), wide.a.layout(), wide.b.data(), wide.b.layout(),
+                     nullptr, nullptr, wide.d.layout(), wide.d.data(), wide.d.layout(), nullptr, nullptr, 0, nullptr),
+      CUBLAS_STATUS_INVALID_VALUE);
+  const float one = 1.0f;
+  EXPECT_EQ(
+      cublasLtMatmul(wide.handle, wide.desc, &one, wide.b.data(), wide.b.layout(), wide.b.data(), wide.b.layout(), &one,
+                     wide.d.data(), wide.d.layout(), wide.d.data(), wide.d.layout(), nullptr, nullptr, 0, nullptr),
+      CUBLAS_STATUS_INVALID_VALUE)
+      << "9 columns times 8 rows";
+  EXPECT_EQ(
+      cublasLtMatmul(nullptr, wide.desc, &one, wide.a.data(), wide.a.layout(), wide.b.data(), wide.b.layout(), &one,
+                     wide.d.data(), wide.d.layout(), wide.d.data(), wide.d.layout(), nullptr, nullptr, 0, nullptr),
+      CUBLAS_STATUS_NOT_INITIALIZED);
+  Matrix half(CUDA_R_16F, 8, 8, 1, CUBLASLT_ORDER_COL, 1);
+  EXPECT_EQ(cublasLtMatmul(product.handle, product.desc, &one, half.data(), half.layout(), product.b.data(),
+                           product.b.layout(), &one, product.d.data(), product.d.layout(), product.d.data(),
+                           product.d.layout(), nullptr, nullptr, 0, nullptr),
+            CUBLAS_STATUS_NOT_SUPPORTED);
+}
+
+TEST(CudaShimCublasLtAlgoTest, StatusesHaveNames) {
+  EXPECT_STREQ(cublasLtGetStatusString(CUBLAS_STATUS_SUCCESS), "CUBLAS_STATUS_SUCCESS");
+  EXPECT_STREQ(cublasLtGetStatusString(CUBLAS_STATUS_NOT_SUPPORTED), "CUBLAS_STATUS_NOT_SUPPORTED");
+  EXPECT_GT(cublasLtGetVersion(), 0u);
+}
+
+}  // namespace
+}  // namespace qst::cuda_shim
