@@ -31,6 +31,8 @@ constexpr float kNf4Thresholds[15] = {
     -0.13791173323988914f,  -0.045525018125772476f, 0.03979014977812767f, 0.1202552504837513f,  0.2035212516784668f,
     0.2920137718319893f,    0.3893125355243683f,  0.5016634166240692f,  0.6427869200706482f,   0.8614784181118011f};
 
+constexpr std::uint8_t kNf4CodeOfRank[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
 constexpr float kFp4[16] = {0.0f,  0.005208333333f,  0.66666667f,  1.0f,  0.33333333f,  0.5f,  0.16666667f,  0.25f,
                             -0.0f, -0.005208333333f, -0.66666667f, -1.0f, -0.33333333f, -0.5f, -0.16666667f, -0.25f};
 
@@ -97,6 +99,11 @@ std::array<float, 256> MakeDynamicMap8() {
 }  // namespace
 
 const float* Quant4Table(Quant4Type type) { return type == Quant4Type::kNF4 ? kNf4 : kFp4; }
+
+Quant4Rule Quant4RuleOf(Quant4Type type) {
+  if (type == Quant4Type::kNF4) return Quant4Rule{15, kNf4Thresholds, kNf4CodeOfRank, false, 0};
+  return Quant4Rule{7, kFp4Thresholds, kFp4CodeOfRank, true, kFp4Sign};
+}
 
 const float* DynamicMap8() {
   static const std::array<float, 256> map = MakeDynamicMap8();

@@ -17,6 +17,17 @@ const float* Quant4Table(Quant4Type type);
 // twice as many values as for the one below, both signs, and 0 and 1.
 const float* DynamicMap8();
 
+// How a value becomes a code: its rank is the number of thresholds below it (NF4) or below its magnitude (FP4), and
+// the code is that of the rank, plus `sign` if it is negative.
+struct Quant4Rule {
+  int num_thresholds = 0;
+  const float* thresholds = nullptr;           // ascending
+  const std::uint8_t* code_of_rank = nullptr;  // [num_thresholds + 1]
+  bool of_magnitude = false;
+  std::uint8_t sign = 0;
+};
+Quant4Rule Quant4RuleOf(Quant4Type type);
+
 // The code of `x` in [-1, 1], a weight over its block's absmax. A NaN gives code 0.
 std::uint8_t Quant4Code(Quant4Type type, float x);
 

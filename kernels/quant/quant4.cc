@@ -36,25 +36,6 @@ absl::Status NotFiniteError(const float* weights, std::int64_t begin, std::int64
 // numbers) get the code of zero, not that of a NaN.
 float Inverse(float absmax) { return std::min(1.0f / absmax, std::numeric_limits<float>::max()); }
 
-// Replaces the constants by 8-bit codes around their mean.
-void QuantizeAbsmax(Quant4Tensor* tensor) {
-  const auto num_blocks = static_cast<std::int64_t>(tensor->absmax.size());
-  double sum = 0.0;
-  for (const float absmax : tensor->absmax) sum += absmax;
-  tensor->nested_offset = num_blocks == 0 ? 0.0f : static_cast<float>(sum / static_cast<double>(num_blocks));
-  for (float& absmax : tensor->absmax) absmax -= tensor->nested_offset;
-  tensor->absmax_codes.resize(num_blocks);
-  for (std::int64_t begin = 0; begin < num_blocks; begin += kNestedBlockSize) {
-    const std::int64_t end = std::min<std::int64_t>(num_blocks, begin + kNestedBlockSize);
-    const float nested = MaxMagnitude(tensor->absmax.data() + begin, end - begin);
-    const float inverse = Inverse(nested);
-    tensor->nested_absmax.push_back(nested);
-    for (std::int64_t b = begin; b < end; ++b) tensor->absmax_codes[b] = DynamicMap8Code(tensor->absmax[b] * inverse);
-  }
-  tensor->absmax.clear();
-  tensor->absmax.shrink_to_fit();
-}
-
 }  // namespace
 
 Quant4View Quant4Tensor::view() const {
@@ -97,7 +78,6 @@ absl::StatusOr<Quant4Tensor> Quantize4Bit(const float* weights, std::int64_t row
   tensor.rows = rows;
   tensor.cols = cols;
   tensor.block_size = block_size;
-  tensor.double_quant = options.double_quant;
   tensor.packed.resize((num_elems + 1) / 2);
   tensor.absmax.reserve((num_elems + block_size - 1) / block_size);
 
@@ -118,8 +98,35 @@ absl::StatusOr<Quant4Tensor> Quantize4Bit(const float* weights, std::int64_t row
     }
     tensor.absmax.push_back(absmax);
   }
-  if (options.double_quant) QuantizeAbsmax(&tensor);
+  if (options.double_quant) QST_RETURN_IF_ERROR(DoubleQuantize(&tensor));
   return tensor;
+}
+
+absl::Status DoubleQuantize(Quant4Tensor* tensor) {
+  const auto num_blocks = static_cast<std::int64_t>(tensor->absmax.size());
+  double sum = 0.0;
+  for (std::int64_t b = 0; b < num_blocks; ++b) {
+    const float absmax = tensor->absmax[b];
+    if (!std::isfinite(absmax)) {
+      return absl::InvalidArgumentError(absl::StrCat("absmax of block ", b, " (elements from ", b * tensor->block_size,
+                                                     ") is ", absmax, ": only finite weights can be quantized"));
+    }
+    sum += absmax;
+  }
+  tensor->nested_offset = num_blocks == 0 ? 0.0f : static_cast<float>(sum / static_cast<double>(num_blocks));
+  for (float& absmax : tensor->absmax) absmax -= tensor->nested_offset;
+  tensor->absmax_codes.resize(num_blocks);
+  for (std::int64_t begin = 0; begin < num_blocks; begin += kNestedBlockSize) {
+    const std::int64_t end = std::min<std::int64_t>(num_blocks, begin + kNestedBlockSize);
+    const float nested = MaxMagnitude(tensor->absmax.data() + begin, end - begin);
+    const float inverse = Inverse(nested);
+    tensor->nested_absmax.push_back(nested);
+    for (std::int64_t b = begin; b < end; ++b) tensor->absmax_codes[b] = DynamicMap8Code(tensor->absmax[b] * inverse);
+  }
+  tensor->absmax.clear();
+  tensor->absmax.shrink_to_fit();
+  tensor->double_quant = true;
+  return absl::OkStatus();
 }
 
 absl::Status CheckQuant4View(const Quant4View& view) {

@@ -48,6 +48,10 @@ inline constexpr int kNestedBlockSize = 256;
 absl::StatusOr<Quant4Tensor> Quantize4Bit(const float* weights, std::int64_t rows, std::int64_t cols,
                                           const Quant4Options& options);
 
+// Replaces the constants in `absmax`, made here or on a GPU, by 8-bit codes around their mean.
+// Errors kInvalidArgument: a constant that is not finite (its block is named); the tensor is as it was.
+absl::Status DoubleQuantize(Quant4Tensor* tensor);
+
 // kInvalidArgument unless the view's sizes are sane and the pointers that its kind needs are set.
 absl::Status CheckQuant4View(const Quant4View& view);
 

@@ -86,6 +86,19 @@ TEST(CodesTest, OnAThresholdTheLowerMagnitudeOrCodeIsTaken) {
   EXPECT_EQ(Quant4Code(Quant4Type::kFP4, -0.8333333f), 10);
 }
 
+TEST(CodesTest, TheRuleGivesEveryCode) {
+  for (const Quant4Type type : kTypes) {
+    const Quant4Rule rule = Quant4RuleOf(type);
+    for (float x : Normal(1000, 4)) {
+      x *= 25.0f;
+      const float ranked = rule.of_magnitude ? std::fabs(x) : x;
+      int rank = 0;
+      for (int i = 0; i < rule.num_thresholds; ++i) rank += ranked > rule.thresholds[i] ? 1 : 0;
+      EXPECT_EQ(rule.code_of_rank[rank] + (x < 0.0f ? rule.sign : 0), Quant4Code(type, x)) << x;
+    }
+  }
+}
+
 TEST(CodesTest, ManyCodesAtOnceAreThoseOfOneAtATime) {
   std::vector<float> x = Normal(1001, 3);
   for (float& value : x) value *= 20.0f;
@@ -201,6 +214,31 @@ TEST(Quantize4BitTest, DoubleQuantizationKeepsConstantsWithinItsCodesError) {
     EXPECT_LE(std::fabs(BlockAbsmax(view, b) - plain.absmax[b]), 0.00704 * nested.nested_absmax[b / 256] + 1e-9) << b;
   }
   EXPECT_LT(nested.size_bytes(), plain.size_bytes());
+}
+
+TEST(Quantize4BitTest, ConstantsMadeElsewhereAreDoubleQuantizedLikeItsOwn) {
+  const std::vector<float> weights = Normal(64 * 300 + 7, 10);
+  Quant4Options options;
+  const Quant4Tensor expected = Quantized(weights, options);
+  options.double_quant = false;
+  Quant4Tensor tensor = Quantized(weights, options);
+  QST_ASSERT_OK(DoubleQuantize(&tensor));
+  EXPECT_TRUE(tensor.double_quant);
+  EXPECT_TRUE(tensor.absmax.empty());
+  EXPECT_EQ(tensor.absmax_codes, expected.absmax_codes);
+  EXPECT_EQ(tensor.nested_absmax, expected.nested_absmax);
+  EXPECT_EQ(tensor.nested_offset, expected.nested_offset);
+}
+
+TEST(Quantize4BitTest, ConstantsThatAreNotFiniteAreRefusedByBlock) {
+  Quant4Options options;
+  options.double_quant = false;
+  Quant4Tensor tensor = Quantized(Normal(64 * 20, 15), options);
+  tensor.absmax[17] = std::numeric_limits<float>::quiet_NaN();
+  EXPECT_THAT(DoubleQuantize(&tensor), StatusIs(absl::StatusCode::kInvalidArgument,
+                                                AllOf(HasSubstr("block 17"), HasSubstr("elements from 1088"))));
+  EXPECT_EQ(tensor.absmax.size(), 20u);
+  EXPECT_FALSE(tensor.double_quant);
 }
 
 TEST(Quantize4BitTest, QuantizingWhatWasQuantizedChangesNoValue) {
