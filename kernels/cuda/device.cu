@@ -248,6 +248,7 @@ absl::StatusOr<void*> Stream::Scratch(std::int64_t num_bytes) {
 Device& DeviceOf(Stream& stream) { return *stream.device; }
 
 absl::Status CopyToDevice(Stream& stream, const void* host, std::int64_t num_bytes, void* device) {
+  stream.unpack_must_wait = true;
   Stream::Staging& staging = *stream.staging;
   for (std::int64_t done = 0; done < num_bytes; done += kStagingPieceBytes) {
     const std::size_t bytes = static_cast<std::size_t>(std::min(kStagingPieceBytes, num_bytes - done));
@@ -272,6 +273,7 @@ absl::Status CopyToHost(Stream& stream, const void* device, std::int64_t num_byt
 
 absl::Status CopyOnDevice(Stream& stream, const void* from, std::int64_t num_bytes, void* to) {
   if (num_bytes == 0) return absl::OkStatus();
+  stream.unpack_must_wait = true;
   QST_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(to, from, static_cast<std::size_t>(num_bytes), cudaMemcpyDeviceToDevice,
                                            stream.handle));
   return absl::OkStatus();
@@ -279,6 +281,7 @@ absl::Status CopyOnDevice(Stream& stream, const void* from, std::int64_t num_byt
 
 absl::Status FillZero(Stream& stream, void* device, std::int64_t num_bytes) {
   if (num_bytes == 0) return absl::OkStatus();
+  stream.unpack_must_wait = true;
   QST_CUDA_RETURN_IF_ERROR(cudaMemsetAsync(device, 0, static_cast<std::size_t>(num_bytes), stream.handle));
   return absl::OkStatus();
 }
@@ -313,6 +316,7 @@ absl::Status Event::Record(Stream& stream) {
 }
 
 absl::Status Event::MakeWait(Stream& stream) const {
+  stream.unpack_must_wait = true;
   QST_CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(stream.handle, static_cast<cudaEvent_t>(event_), 0));
   return absl::OkStatus();
 }

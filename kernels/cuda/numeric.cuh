@@ -81,7 +81,7 @@ absl::Status DispatchFloat(DType dtype, const Visit& visit) {
   }
 }
 
-constexpr std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+__host__ __device__ constexpr std::int64_t CeilDiv(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace cuda
 }  // namespace qst

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -27,6 +28,9 @@ class Stream {
   cudaStream_t handle = nullptr;
   // Weights are unpacked there while `handle` multiplies the panel before.
   cudaStream_t unpack_handle = nullptr;
+  // Set by whatever may write a 4-bit weight in this stream's order: copies, quantization, waits for other streams.
+  // The next use of unpack_handle then waits for `handle`, once; else it runs ahead of it.
+  bool unpack_must_wait = true;
   cublasLtHandle_t blas = nullptr;
   int num_multiprocessors = 0;
   bool allow_tf32 = false;
@@ -52,9 +56,10 @@ struct LaunchShape {
   std::int64_t dynamic_shared_bytes = 0;
 };
 
-// Enqueues kernel(arguments...) and checks that the launch was taken. An empty grid does nothing.
+// Enqueues kernel(arguments...) on a handle and checks that the launch was taken. An empty grid does nothing.
 template <typename... Parameters, typename... Arguments>
-absl::Status Launch(Stream& stream, const LaunchShape& shape, void (*kernel)(Parameters...), Arguments&&... arguments) {
+absl::Status LaunchOn(cudaStream_t handle, const LaunchShape& shape, void (*kernel)(Parameters...),
+                      Arguments&&... arguments) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return absl::OkStatus();
   constexpr std::int64_t kDefaultSharedBytes = 48 << 10;
   if (shape.dynamic_shared_bytes > kDefaultSharedBytes) {
@@ -66,10 +71,15 @@ absl::Status Launch(Stream& stream, const LaunchShape& shape, void (*kernel)(Par
   config.gridDim = shape.grid;
   config.blockDim = shape.block;
   config.dynamicSmemBytes = static_cast<std::size_t>(shape.dynamic_shared_bytes);
-  config.stream = stream.handle;
+  config.stream = handle;
   QST_CUDA_RETURN_IF_ERROR(
       cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...));
   return absl::OkStatus();
+}
+
+template <typename... Parameters, typename... Arguments>
+absl::Status Launch(Stream& stream, const LaunchShape& shape, void (*kernel)(Parameters...), Arguments&&... arguments) {
+  return LaunchOn(stream.handle, shape, kernel, std::forward<Arguments>(arguments)...);
 }
 
 }  // namespace cuda

@@ -62,13 +62,18 @@ std::int64_t Quant4Tensor::size_bytes() const {
                                    sizeof(float) * (absmax.size() + nested_absmax.size()));
 }
 
-absl::StatusOr<Quant4Tensor> Quantize4Bit(const float* weights, std::int64_t rows, std::int64_t cols,
-                                          const Quant4Options& options) {
-  const int block_size = options.block_size;
+absl::Status CheckQuant4BlockSize(int block_size) {
   if (block_size < kMinBlockSize || block_size > kMaxBlockSize || (block_size & (block_size - 1)) != 0) {
     return absl::InvalidArgumentError(absl::StrCat("block_size ", block_size, " is not a power of two in [",
                                                    kMinBlockSize, ", ", kMaxBlockSize, "]"));
   }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Quant4Tensor> Quantize4Bit(const float* weights, std::int64_t rows, std::int64_t cols,
+                                          const Quant4Options& options) {
+  const int block_size = options.block_size;
+  QST_RETURN_IF_ERROR(CheckQuant4BlockSize(block_size));
   if (rows < 0 || cols < 0) {
     return absl::InvalidArgumentError(absl::StrCat("weight has shape [", rows, ", ", cols, "]"));
   }

@@ -43,6 +43,9 @@ struct Quant4Tensor {
 // Elements per nested absmax.
 inline constexpr int kNestedBlockSize = 256;
 
+// kInvalidArgument unless it is one that weights are quantized with.
+absl::Status CheckQuant4BlockSize(int block_size);
+
 // Quantizes weights [rows, cols], row-major and contiguous.
 // Errors kInvalidArgument: block_size not allowed; an element that is not finite (its index is named).
 absl::StatusOr<Quant4Tensor> Quantize4Bit(const float* weights, std::int64_t rows, std::int64_t cols,
