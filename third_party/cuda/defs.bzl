@@ -100,7 +100,7 @@ def cuda_library(name, srcs, hdrs = [], stub_srcs = [], deps = [], visibility = 
         hdrs = hdrs,
         copts = select({
             # The copy is not beside its source; unused parts of the shim's headers stay silent.
-            "//third_party/cuda:is_shim": ["-DQST_CUDA_SHIM=1", "-O2", "-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-unused-variable"],
+            "//third_party/cuda:is_shim": ["-DQST_CUDA_SHIM=1", "-O2", "-fno-strict-aliasing", "-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-unused-variable"],
             "//conditions:default": [],
         }),
         deps = all_deps,
