@@ -7,13 +7,24 @@
 
 #include "absl/strings/str_cat.h"
 #include "nlohmann/json.hpp"
+#include "absl/strings/match.h"
 #include "proto/support/status_macros.h"
+#include "worker/checkpoint/safetensors_reader.h"
+#include "worker/checkpoint/torch_file.h"
 
 namespace qst {
 namespace {
 
-constexpr char kSingleFile[] = "model.safetensors";
-constexpr char kIndexFile[] = "model.safetensors.index.json";
+struct FileNames {
+  const char* format;
+  const char* single;
+  const char* index;
+};
+// In the order of preference.
+constexpr FileNames kFileNames[] = {
+    {"safetensors", "model.safetensors", "model.safetensors.index.json"},
+    {"pytorch", "pytorch_model.bin", "pytorch_model.bin.index.json"},
+};
 constexpr std::uint64_t kMaxIndexBytes = 64 << 20;
 
 bool Exists(const std::string& path) {
@@ -25,25 +36,38 @@ bool Exists(const std::string& path) {
 
 absl::StatusOr<std::unique_ptr<HuggingFaceFolder>> HuggingFaceFolder::Open(const std::string& folder) {
   std::unique_ptr<HuggingFaceFolder> source(new HuggingFaceFolder(folder));
-  const std::string index_path = folder + "/" + kIndexFile;
-  if (Exists(folder + "/" + kSingleFile)) {
-    QST_RETURN_IF_ERROR(source->AddShard(kSingleFile));
-  } else if (Exists(index_path)) {
-    QST_RETURN_IF_ERROR(source->OpenShards(index_path));
-  } else {
-    const bool has_torch = Exists(folder + "/pytorch_model.bin") || Exists(folder + "/pytorch_model.bin.index.json");
-    return absl::NotFoundError(
-        absl::StrCat(folder, ": neither ", kSingleFile, " nor ", kIndexFile, " is there",
-                     has_torch ? "; convert pytorch_model.bin to safetensors first (save_pretrained does it)" : ""));
+  for (const FileNames& names : kFileNames) {
+    source->format_ = names.format;
+    const std::string index_path = absl::StrCat(folder, "/", names.index);
+    if (Exists(absl::StrCat(folder, "/", names.single))) {
+      QST_RETURN_IF_ERROR(source->AddShard(names.single));
+      return source;
+    }
+    if (Exists(index_path)) {
+      QST_RETURN_IF_ERROR(source->OpenShards(index_path));
+      return source;
+    }
   }
-  return source;
+  return absl::NotFoundError(absl::StrCat(folder, ": no weights are there: neither model.safetensors nor "
+                                                  "pytorch_model.bin, nor an index of their shards"));
 }
 
 absl::Status HuggingFaceFolder::AddShard(const std::string& file_name) {
-  QST_ASSIGN_OR_RETURN(std::unique_ptr<SafetensorsReader> shard, SafetensorsReader::Open(folder_ + "/" + file_name));
-  for (const std::string& name : shard->names()) {
+  const std::string path = absl::StrCat(folder_, "/", file_name);
+  auto shard = std::make_unique<Shard>();
+  shard->file_name = file_name;
+  if (absl::EndsWith(file_name, ".safetensors")) {
+    QST_ASSIGN_OR_RETURN(std::unique_ptr<SafetensorsReader> reader, SafetensorsReader::Open(path));
+    total_bytes_ += reader->file_bytes();
+    shard->tensors = std::move(reader);
+  } else {
+    QST_ASSIGN_OR_RETURN(std::unique_ptr<TorchFile> reader, TorchFile::Open(path));
+    total_bytes_ += reader->file_bytes();
+    shard->tensors = std::move(reader);
+  }
+  for (const std::string& name : shard->tensors->names()) {
     if (!shard_of_.emplace(name, shard.get()).second) {
-      return absl::InvalidArgumentError(absl::StrCat(shard->path(), ": tensor '", name, "' is in another shard too"));
+      return absl::InvalidArgumentError(absl::StrCat(path, ": tensor '", name, "' is in another shard too"));
     }
     names_.push_back(name);
   }
@@ -75,7 +99,7 @@ absl::Status HuggingFaceFolder::OpenShards(const std::string& index_path) {
   for (const std::string& name : file_names) QST_RETURN_IF_ERROR(AddShard(name));
   for (const auto& [tensor, file] : index["weight_map"].items()) {
     const auto it = shard_of_.find(tensor);
-    if (it == shard_of_.end() || it->second->path() != folder_ + "/" + file.get<std::string>()) {
+    if (it == shard_of_.end() || it->second->file_name != file.get<std::string>()) {
       return absl::InvalidArgumentError(
           absl::StrCat(index_path, ": tensor '", tensor, "' is not in ", file.get<std::string>()));
     }
@@ -85,25 +109,19 @@ absl::Status HuggingFaceFolder::OpenShards(const std::string& index_path) {
 
 const TensorInfo* HuggingFaceFolder::Find(absl::string_view name) const {
   const auto it = shard_of_.find(name);
-  return it == shard_of_.end() ? nullptr : it->second->Find(name);
+  return it == shard_of_.end() ? nullptr : it->second->tensors->Find(name);
 }
 
 absl::Status HuggingFaceFolder::ReadFloat(absl::string_view name, std::int64_t first, std::int64_t count,
                                           float* out) const {
   const auto it = shard_of_.find(name);
   if (it == shard_of_.end()) return CheckReadRange(nullptr, folder_, name, first, count);
-  return it->second->ReadFloat(name, first, count, out);
+  return it->second->tensors->ReadFloat(name, first, count, out);
 }
 
 void HuggingFaceFolder::Release(absl::string_view name) const {
   const auto it = shard_of_.find(name);
-  if (it != shard_of_.end()) it->second->Release(name);
-}
-
-std::uint64_t HuggingFaceFolder::total_bytes() const {
-  std::uint64_t sum = 0;
-  for (const auto& shard : shards_) sum += shard->file_bytes();
-  return sum;
+  if (it != shard_of_.end()) it->second->tensors->Release(name);
 }
 
 }  // namespace qst

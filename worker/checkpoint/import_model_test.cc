@@ -271,7 +271,7 @@ TEST(ImportModelTest, SourcesThatAreNoModelAreNamed) {
   EXPECT_THAT(import(folder.Path("no_weights")), StatusIs(absl::StatusCode::kNotFound, HasSubstr("model.safetensors")));
   folder.Write("no_weights/pytorch_model.bin", "");
   EXPECT_THAT(import(folder.Path("no_weights")),
-              StatusIs(absl::StatusCode::kNotFound, HasSubstr("convert pytorch_model.bin")));
+              StatusIs(absl::StatusCode::kDataLoss, HasSubstr("pytorch_model.bin: cut short")));
 
   MakeFolder(folder, "no_tokenizer");
   fs::remove(folder.Path("no_tokenizer/tokenizer.json"));

@@ -24,7 +24,6 @@ constexpr std::uint64_t kMaxConfigBytes = 16 << 20;
 absl::StatusOr<ModelSource> OpenFolder(const std::string& folder) {
   ModelSource source;
   source.path = folder;
-  source.format = "safetensors";
   const std::string config_path = folder + "/config.json";
   absl::StatusOr<std::string> text = ReadSmallFile(config_path, kMaxConfigBytes);
   if (absl::IsNotFound(text.status())) {
@@ -33,6 +32,7 @@ absl::StatusOr<ModelSource> OpenFolder(const std::string& folder) {
   QST_RETURN_IF_ERROR(text.status());
   QST_ASSIGN_OR_RETURN(source.config, ParseModelConfig(*text, config_path));
   QST_ASSIGN_OR_RETURN(std::unique_ptr<HuggingFaceFolder> tensors, HuggingFaceFolder::Open(folder));
+  source.format = tensors->format();
   source.weight_bytes = tensors->total_bytes();
   source.tensors = std::move(tensors);
   return source;
@@ -77,7 +77,7 @@ absl::StatusOr<ModelSource> OpenModelSource(const std::string& path) {
   absl::StatusOr<ModelSource> source = absl::UnknownError("not set");
   if (fs::is_directory(status)) {
     source = OpenFolder(path);
-  } else if (fs::path(path).extension() == ".safetensors") {
+  } else if (fs::path(path).extension() == ".safetensors" || fs::path(path).filename() == "pytorch_model.bin") {
     const fs::path folder = fs::path(path).parent_path();
     source = OpenFolder(folder.empty() ? "." : folder.string());
   } else {
@@ -85,7 +85,7 @@ absl::StatusOr<ModelSource> OpenModelSource(const std::string& path) {
     std::ifstream(path, std::ios::binary).read(magic, sizeof(magic));
     if (fs::path(path).extension() != ".gguf" && std::memcmp(magic, "GGUF", 4) != 0) {
       return absl::UnimplementedError(
-          absl::StrCat(path, ": neither a GGUF file nor a Hugging Face folder nor its .safetensors file"));
+          absl::StrCat(path, ": neither a GGUF file nor a Hugging Face folder nor its weight file"));
     }
     source = OpenGguf(path);
   }

@@ -16,7 +16,7 @@ namespace qst {
 
 struct ModelSource {
   std::string path;                // of the .gguf file or of the Hugging Face folder
-  std::string format;              // "gguf" or "safetensors"
+  std::string format;              // "gguf", "safetensors" or "pytorch"
   std::uint64_t weight_bytes = 0;  // size of the weight files
   ModelConfig config;
   std::unique_ptr<TensorSource> tensors;
@@ -24,7 +24,7 @@ struct ModelSource {
   std::optional<TokenizerDefinition> tokenizer;
 };
 
-// Opens a .gguf file, a Hugging Face folder, or a .safetensors file of such a folder, and checks that every
+// Opens a .gguf file, a Hugging Face folder, or the weight file of such a folder, and checks that every
 // tensor which the config calls for is there in the right shape.
 // Errors   of the readers; kNotFound: no such path, or parts missing in it; kInvalidArgument: a tensor missing
 //          or misshapen; kUnimplemented: file kind, architecture.
