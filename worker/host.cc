@@ -137,6 +137,7 @@ void Host::BeginPart(const v1::HostPart& command) {
   if (plan.hub == nullptr) {
     if (plans_.size() == 1) {
       ResetPeakMemory();
+      context_.device->ResetPeak();
       context_.memory->SetBase(ReadProcessMemory().resident_bytes);
     }
     std::vector<std::string> names;
@@ -146,9 +147,17 @@ void Host::BeginPart(const v1::HostPart& command) {
   context.hub = plan.hub;
   for (HostedEntry& hosted : plan.parts) {
     if (!IsSamePart(hosted.id, id)) continue;
+    absl::StatusOr<std::unique_ptr<ComputeContext>> compute = context_.device->NewContext();
+    if (!compute.ok()) return RefusePart(command, compute.status());
     spdlog::info("job {}: hosting {}", id.job_id(), PartName(id));
+    hosted.compute = *std::move(compute);
+    context.ops = hosted.compute->ops();
     hosted.part = factory_(command, context);
-    hosted.thread = std::thread([part = hosted.part.get()] { part->Run(); });
+    hosted.thread = std::thread([part = hosted.part.get(), bound = hosted.compute.get()] {
+      // A GPU that refuses this refuses the part's first op as well, and that is reported.
+      bound->BindThread().IgnoreError();
+      part->Run();
+    });
   }
 }
 
@@ -174,7 +183,7 @@ void Host::EndPlan(const std::string& plan_id) {
     for (HostedEntry& hosted : it->second.parts) {
       if (hosted.part != nullptr) hosted.part->Abort(absl::CancelledError("the coordinator released the plan"));
       // The threads and parts leave the list, their names stay until they are gone.
-      parts.push_back({hosted.id, std::move(hosted.part), std::move(hosted.thread)});
+      parts.push_back({hosted.id, std::move(hosted.compute), std::move(hosted.part), std::move(hosted.thread)});
     }
     it->second.hub.reset();
   }
@@ -182,6 +191,7 @@ void Host::EndPlan(const std::string& plan_id) {
     if (hosted.thread.joinable()) hosted.thread.join();
   }
   for (HostedEntry& hosted : parts) hosted.part.reset();
+  for (HostedEntry& hosted : parts) hosted.compute.reset();
   TrimMalloc();
   {
     absl::MutexLock lock(&mutex_);
@@ -206,8 +216,7 @@ void Host::StartImport(const v1::ImportCommand& command) {
   }
   // The outcome of an earlier import of this name is not that of this one.
   context_.reports->ForgetModel(command.name());
-  const int num_threads = context_.ops.threads == nullptr ? 1 : context_.ops.threads->num_threads();
-  imports_.push_back(std::make_unique<ModelImport>(command, num_threads, context_.reports));
+  imports_.push_back(std::make_unique<ModelImport>(command, context_.device->num_threads(), context_.reports));
 }
 
 void Host::CancelImport(const std::string& name) {

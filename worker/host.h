@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/synchronization/mutex.h"
 #include "proto/qst/v1/control.pb.h"
+#include "worker/compute_device.h"
 #include "worker/host_import.h"
 #include "worker/host_part.h"
 
@@ -33,7 +34,7 @@ std::unique_ptr<Part> MakePart(const v1::HostPart& command, const PartContext& c
 // order of the commands, so that a plan is gone before the next one on this worker begins. Thread-safe.
 class Host {
  public:
-  // `context` without hub; what it points to must outlive the host.
+  // `context` without hub and ops; what it points to must outlive the host.
   Host(PartContext context, PartFactory factory);
   // Aborts everything and waits for it.
   ~Host();
@@ -52,6 +53,7 @@ class Host {
  private:
   struct HostedEntry {
     v1::HostedPart id;
+    std::unique_ptr<ComputeContext> compute;  // the part's
     std::unique_ptr<Part> part;
     std::thread thread;
   };

@@ -14,6 +14,7 @@
 #include "kernels/device.h"
 #include "kernels/dtype.h"
 #include "proto/qst/v1/control.pb.h"
+#include "worker/compute_device.h"
 #include "worker/stream/inproc_transport.h"
 #include "worker/stream/key_value_store.h"
 #include "worker/worker_reports.h"
@@ -62,6 +63,8 @@ struct DataAddress {
 
 struct PartContext {
   std::string worker_id;
+  ComputeDevice* device = nullptr;
+  // The part's own, made by the host when the part begins.
   OpContext ops;
   DataAddress data_address;
   // Rendezvous of a plan's peers.
@@ -72,7 +75,8 @@ struct PartContext {
   std::shared_ptr<InprocHub> hub;
 };
 
-// Run is called once, on a thread of the part's own; Abort and Cancel from any thread, at any time.
+// Run is called once, on a thread of the part's own that is bound to the device; Abort and Cancel from any thread, at
+// any time.
 class Part {
  public:
   virtual ~Part() = default;

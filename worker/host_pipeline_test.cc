@@ -39,18 +39,20 @@ class SharedStore : public KeyValueStore {
 
 // A worker process without its process.
 struct FakeWorker {
-  FakeWorker(const std::string& id, InMemoryKeyValueStore* store) : threads(1), memory(0) {
+  FakeWorker(const std::string& id, InMemoryKeyValueStore* store) : memory(0) {
+    ComputeDeviceOptions options;
+    options.isa = ResolveIsa(CpuIsa::kAuto).value();
+    device = ComputeDevice::Open(options).value();
     PartContext context;
     context.worker_id = id;
-    context.ops.threads = &threads;
-    context.ops.isa = ResolveIsa(CpuIsa::kAuto).value();
+    context.device = device.get();
     context.reports = &reports;
     context.memory = &memory;
     context.make_store = [store](const std::string&) { return std::make_unique<SharedStore>(store); };
     reports.BeginSession();
     host = std::make_unique<Host>(context, MakePart);
   }
-  ThreadPool threads;
+  std::unique_ptr<ComputeDevice> device;
   MemoryBudget memory;
   WorkerReports reports;
   std::unique_ptr<Host> host;

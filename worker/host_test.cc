@@ -77,10 +77,10 @@ class FakePart : public Part {
 
 class HostTest : public testing::Test {
  protected:
-  HostTest() : threads_(1), memory_(1000) {
+  HostTest() : device_(ComputeDevice::Open(ComputeDeviceOptions()).value()), memory_(1000) {
     PartContext context;
     context.worker_id = "w0";
-    context.ops.threads = &threads_;
+    context.device = device_.get();
     context.reports = &reports_;
     context.memory = &memory_;
     context.make_store = [](const std::string&) { return std::make_unique<InMemoryKeyValueStore>(); };
@@ -105,7 +105,7 @@ class HostTest : public testing::Test {
     return report.has_value() ? report->part() : v1::PartReport();
   }
 
-  ThreadPool threads_;
+  std::unique_ptr<ComputeDevice> device_;
   WorkerReports reports_;
   MemoryBudget memory_;
   std::atomic<int> num_alive_{0};

@@ -9,12 +9,15 @@
 
 #include <csignal>
 #include <cstdio>
+#include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "worker/compute_device.h"
 #include "worker/worker.h"
 #include "worker/worker_memory.h"
 #include "worker/worker_options.h"
@@ -28,6 +31,12 @@ constexpr int kExitUnreachable = 3;
 int Fail(int exit_status, absl::string_view message) {
   std::fprintf(stderr, "qst-worker: %.*s\n", static_cast<int>(message.size()), message.data());
   return exit_status;
+}
+
+// "2 threads", "NVIDIA L4 (cuda:0, sm_89) with 21.1 GB".
+std::string Describe(const qst::ComputeDevice& device) {
+  return device.is_cuda() ? absl::StrCat(device.gpu_name(), " with ", qst::FormatBytes(device.gpu_memory_bytes()))
+                          : absl::StrCat(device.num_threads(), " threads");
 }
 
 }  // namespace
@@ -51,17 +60,21 @@ int main(int argc, char** argv) {
   }
   const absl::StatusOr<qst::WorkerOptions> options = qst::ResolveWorkerOptions(*flags);
   if (!options.ok()) return Fail(kExitWrongFlags, options.status().message());
+  absl::StatusOr<std::unique_ptr<qst::ComputeDevice>> device = qst::ComputeDevice::Open(options->compute);
+  if (!device.ok()) {
+    return Fail(kExitWrongFlags, absl::StrCat("--device=", flags->device, ": ", device.status().message()));
+  }
 
   spdlog::set_default_logger(spdlog::stderr_logger_mt("worker"));
   spdlog::set_pattern(absl::StrCat("%Y-%m-%d %H:%M:%S.%e %L worker ", options->id, ": %v"));
   spdlog::set_level(spdlog::level::from_str(options->log_level));
   spdlog::flush_on(spdlog::level::info);
-  spdlog::info("starts: coordinator {}, {} threads, data plane at {}", options->coordinator, options->num_threads,
+  spdlog::info("starts: coordinator {}, {}, data plane at {}", options->coordinator, Describe(**device),
                options->data_address.interface.empty() ? options->data_address.host : options->data_address.interface);
 
   absl::Status status;
   {
-    qst::Worker worker(*options);
+    qst::Worker worker(*options, *std::move(device));
     std::thread([&stop_signals, &worker] {
       int signal = 0;
       sigwait(&stop_signals, &signal);

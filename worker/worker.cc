@@ -10,8 +10,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "kernels/device.h"
 #include "proto/qst/v1/control.grpc.pb.h"
+#include "worker/compute_device.h"
 #include "worker/host.h"
 #include "worker/worker_address.h"
 #include "worker/worker_memory.h"
@@ -31,7 +31,8 @@ std::shared_ptr<grpc::Channel> OpenChannel(const std::string& target) {
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 5000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
-  // A coordinator's host that vanishes without a word is noticed within 15 s. The coordinator permits pings from 5 s on.
+  // A coordinator's host that vanishes without a word is noticed within 15 s. The coordinator permits pings from 5 s
+  // on.
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 10000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5000);
   // Coordinators are inside the cluster, proxies lead out of it.
@@ -49,18 +50,17 @@ std::string RandomIncarnation() {
 }  // namespace
 
 struct Worker::State {
-  explicit State(const WorkerOptions& worker_options)
+  State(const WorkerOptions& worker_options, std::unique_ptr<ComputeDevice> compute_device)
       : options(worker_options),
         incarnation(RandomIncarnation()),
-        threads(options.num_threads),
+        device(std::move(compute_device)),
         channel(OpenChannel(options.coordinator)),
         stub(v1::WorkerControl::NewStub(channel)),
         // Last: what the process uses with all this in place is what it uses when idle.
         memory(ReadProcessMemory().resident_bytes) {
     PartContext context;
     context.worker_id = options.id;
-    context.ops.threads = &threads;
-    context.ops.isa = options.isa;
+    context.device = device.get();
     context.data_address = options.data_address;
     context.make_store = [this](const std::string& plan_id) {
       return std::make_unique<CoordinatorKeyValueStore>(stub.get(), plan_id);
@@ -89,10 +89,12 @@ struct Worker::State {
     v1::Hello hello;
     hello.set_worker_id(options.id);
     hello.set_incarnation(incarnation);
-    hello.set_device(options.device);
+    hello.set_device(device->id());
+    hello.set_device_name(device->gpu_name());
+    hello.set_device_memory_bytes(static_cast<std::uint64_t>(device->gpu_memory_bytes()));
     hello.set_host(MachineName());
     hello.set_pid(getpid());
-    hello.set_num_threads(static_cast<std::uint32_t>(options.num_threads));
+    hello.set_num_threads(static_cast<std::uint32_t>(device->num_threads()));
     hello.set_memory_bytes(static_cast<std::uint64_t>(MachineMemoryBytes()));
     for (const v1::HostedPart& part : host->Hosted()) *hello.add_hosted() = part;
     hello.set_store_path(options.store);
@@ -101,7 +103,7 @@ struct Worker::State {
 
   const WorkerOptions options;
   const std::string incarnation;
-  ThreadPool threads;
+  const std::unique_ptr<ComputeDevice> device;
   std::shared_ptr<grpc::Channel> channel;
   std::unique_ptr<v1::WorkerControl::Stub> stub;
   MemoryBudget memory;
@@ -110,7 +112,8 @@ struct Worker::State {
   std::unique_ptr<WorkerSession> session;
 };
 
-Worker::Worker(const WorkerOptions& options) : state_(std::make_unique<State>(options)) {}
+Worker::Worker(const WorkerOptions& options, std::unique_ptr<ComputeDevice> device)
+    : state_(std::make_unique<State>(options, std::move(device))) {}
 Worker::~Worker() = default;
 
 absl::Status Worker::Run() {

@@ -5,13 +5,15 @@
 #include <memory>
 
 #include "absl/status/status.h"
+#include "worker/compute_device.h"
 #include "worker/worker_options.h"
 
 namespace qst {
 
 class Worker {
  public:
-  explicit Worker(const WorkerOptions& options);
+  // `device` as options.compute says.
+  Worker(const WorkerOptions& options, std::unique_ptr<ComputeDevice> device);
   ~Worker();
 
   // Blocks until Stop, or until the coordinator says Shutdown (OK). Errors as WorkerSession::Run.

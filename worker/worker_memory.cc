@@ -62,4 +62,8 @@ void TrimMalloc() { malloc_trim(0); }
 
 std::string FormatMegabytes(std::int64_t bytes) { return absl::StrFormat("%.1f MB", static_cast<double>(bytes) / 1e6); }
 
+std::string FormatBytes(std::int64_t bytes) {
+  return bytes < 1000000000 ? FormatMegabytes(bytes) : absl::StrFormat("%.1f GB", static_cast<double>(bytes) / 1e9);
+}
+
 }  // namespace qst

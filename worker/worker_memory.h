@@ -29,6 +29,8 @@ void TrimMalloc();
 
 // "142.3 MB".
 std::string FormatMegabytes(std::int64_t bytes);
+// "142.3 MB", and from 1 GB on "70.0 GB".
+std::string FormatBytes(std::int64_t bytes);
 
 }  // namespace qst
 

@@ -5,15 +5,17 @@
 #include <algorithm>
 #include <filesystem>
 #include <iterator>
+#include <optional>
 #include <set>
 #include <system_error>
 #include <thread>
 #include <utility>
 
-#include "absl/strings/match.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "kernels/cuda/device.h"
 #include "proto/support/status_macros.h"
 #include "worker/worker_address.h"
 
@@ -34,7 +36,11 @@ constexpr FlagInfo kFlags[] = {
     {"store", &WorkerFlags::store, "FOLDER         the folder that the coordinator keeps its store in; required"},
     {"id", &WorkerFlags::id, "NAME           unique in the cluster (default: host name and process id)"},
     {"threads", &WorkerFlags::threads_text, "N              threads that compute; 0 = one for each core (default: 0)"},
-    {"device", &WorkerFlags::device, "auto|cpu|cuda:N  (default: auto)"},
+    {"device", &WorkerFlags::device,
+     "auto|cpu|cuda:N  what computes; auto takes cuda:0 where there is a GPU (default: auto)"},
+    {"device_memory", &WorkerFlags::device_memory,
+     "BYTES   most of the GPU's memory that is used, also as 20GB or 18.5GiB (default: nine\n"
+     "                       tenths of what is free)"},
     {"isa", &WorkerFlags::isa, "auto|portable|avx2  instruction set of the CPU backend (default: auto)"},
     {"data_interface", &WorkerFlags::data_interface,
      "NAME           network interface at which other workers reach this one"},
@@ -43,6 +49,37 @@ constexpr FlagInfo kFlags[] = {
      "                       machine's address on its way to the coordinator)"},
     {"log_level", &WorkerFlags::log_level, "debug|info|warn|error  (default: info)"},
 };
+
+// "123", "20GB" (10^9 bytes each), "1.5GiB" (2^30); at least 1 byte.
+absl::StatusOr<std::int64_t> ParseBytes(absl::string_view text) {
+  constexpr std::pair<const char*, double> kUnits[] = {{"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30},
+                                                       {"TiB", 0x1p40}, {"KB", 1e3},     {"MB", 1e6},
+                                                       {"GB", 1e9},     {"TB", 1e12},    {"", 1.0}};
+  absl::string_view number = text;
+  const auto* const unit = std::find_if(std::begin(kUnits), std::end(kUnits),
+                                        [&](const auto& known) { return absl::ConsumeSuffix(&number, known.first); });
+  double value = 0.0;
+  // The largest that any machine has, and a number that an int64 holds.
+  constexpr double kMaxBytes = 0x1p50;
+  if (number.empty() || !absl::ascii_isdigit(static_cast<unsigned char>(number.front())) ||
+      !absl::SimpleAtod(number, &value) || !(value * unit->second >= 1.0 && value * unit->second <= kMaxBytes)) {
+    return absl::InvalidArgumentError(absl::StrCat("\"", text, "\" is no number of bytes such as 20GB"));
+  }
+  return static_cast<std::int64_t>(value * unit->second);
+}
+
+// "cuda:3" as 3; nothing: CPU.
+absl::StatusOr<std::optional<int>> ParseDevice(absl::string_view text) {
+  if (text == "cpu") return std::nullopt;
+  if (text == "auto") return cuda::Device::Count() > 0 ? std::optional<int>(0) : std::nullopt;
+  int ordinal = 0;
+  absl::string_view number = text;
+  if (!absl::ConsumePrefix(&number, "cuda:") || number.empty() ||
+      !absl::ascii_isdigit(static_cast<unsigned char>(number.front())) || !absl::SimpleAtoi(number, &ordinal)) {
+    return absl::InvalidArgumentError(absl::StrCat("\"", text, "\" is none of auto, cpu, cuda:N"));
+  }
+  return ordinal;
+}
 
 }  // namespace
 
@@ -115,18 +152,23 @@ absl::StatusOr<WorkerOptions> ResolveWorkerOptions(const WorkerFlags& flags) {
         absl::StrCat("--threads: must be 0 (all cores) to ", kMaxThreads, ", is ", flags.threads));
   }
   const int num_cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-  options.num_threads = flags.threads == 0 ? num_cores : flags.threads;
+  options.compute.num_threads = flags.threads == 0 ? num_cores : flags.threads;
 
-  if (absl::StartsWith(flags.device, "cuda")) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("--device=", flags.device, ": this build has no CUDA backend; use --device=cpu"));
-  }
-  if (flags.device != "cpu" && flags.device != "auto") {
-    return absl::InvalidArgumentError(absl::StrCat("--device: \"", flags.device, "\" is none of auto, cpu, cuda:N"));
+  const absl::StatusOr<std::optional<int>> gpu = ParseDevice(flags.device);
+  if (!gpu.ok()) return Annotate(gpu.status(), "--device");
+  options.compute.gpu = *gpu;
+  if (!flags.device_memory.empty()) {
+    const absl::StatusOr<std::int64_t> bytes = ParseBytes(flags.device_memory);
+    if (!bytes.ok()) return Annotate(bytes.status(), "--device_memory");
+    // With --device=auto one command line serves machines with and without a GPU.
+    if (flags.device == "cpu") {
+      return absl::InvalidArgumentError("--device_memory is of a GPU's memory; it goes with --device=cuda:N or auto");
+    }
+    options.compute.gpu_memory_bytes = *bytes;
   }
   const absl::StatusOr<CpuIsa> parsed_isa = ParseIsa(flags.isa);
   if (!parsed_isa.ok()) return Annotate(parsed_isa.status(), "--isa");
-  QST_ASSIGN_OR_RETURN(options.isa, ResolveIsa(*parsed_isa));
+  QST_ASSIGN_OR_RETURN(options.compute.isa, ResolveIsa(*parsed_isa));
 
   const std::string& level = flags.log_level;
   if (level != "debug" && level != "info" && level != "warn" && level != "error") {

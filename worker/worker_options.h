@@ -5,7 +5,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "kernels/device.h"
+#include "worker/compute_device.h"
 #include "worker/host_part.h"
 
 namespace qst {
@@ -14,9 +14,7 @@ struct WorkerOptions {
   std::string coordinator;  // HOST:PORT
   std::string store;        // canonical path of the model store
   std::string id;
-  int num_threads = 1;
-  CpuIsa isa = CpuIsa::kAuto;  // resolved
-  std::string device = "cpu";
+  ComputeDeviceOptions compute;
   DataAddress data_address;
   std::string log_level = "info";  // debug, info, warn or error
 };
@@ -29,6 +27,7 @@ struct WorkerFlags {
   std::string threads_text;
   int threads = 0;
   std::string device = "auto";
+  std::string device_memory;
   std::string isa = "auto";
   std::string data_interface;
   std::string data_host;
@@ -41,8 +40,8 @@ absl::StatusOr<WorkerFlags> ParseWorkerFlags(int argc, const char* const* argv);
 // What --help prints.
 std::string WorkerUsage();
 
-// Checks each flag and all together, and fills in what was left open.
-// kInvalidArgument: names the flag and what to do. kFailedPrecondition: this machine or build lacks what is asked for.
+// Checks each flag and all together, and fills in what was left open. A GPU is not opened.
+// kInvalidArgument: names the flag and what to do. kFailedPrecondition: this machine lacks what is asked for.
 absl::StatusOr<WorkerOptions> ResolveWorkerOptions(const WorkerFlags& flags);
 
 }  // namespace qst

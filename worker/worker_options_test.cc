@@ -1,9 +1,12 @@
 #include "worker/worker_options.h"
 
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kernels/cuda/device.h"
 #include "proto/support/status_matchers.h"
 #include "worker/worker_address.h"
 #include "worker/worker_memory.h"
@@ -27,8 +30,8 @@ TEST(WorkerOptionsTest, CompleteCommandLineIsTaken) {
   QST_ASSERT_OK(options);
   EXPECT_EQ(options->coordinator, "127.0.0.1:7310");
   EXPECT_EQ(options->id, "w7");
-  EXPECT_EQ(options->num_threads, 3);
-  EXPECT_EQ(options->isa, CpuIsa::kPortable);
+  EXPECT_EQ(options->compute.num_threads, 3);
+  EXPECT_EQ(options->compute.isa, CpuIsa::kPortable);
   EXPECT_EQ(options->data_address.host, "127.0.0.2");
 }
 
@@ -36,9 +39,10 @@ TEST(WorkerOptionsTest, LeftOutFlagsHaveDefaults) {
   const std::string store = "--store=" + testing::TempDir();
   const auto options = Resolve({"--coordinator=127.0.0.1:7310", store.c_str()});
   QST_ASSERT_OK(options);
-  EXPECT_GE(options->num_threads, 1);
+  EXPECT_GE(options->compute.num_threads, 1);
   EXPECT_FALSE(options->id.empty());
-  EXPECT_EQ(options->device, "cpu");
+  EXPECT_EQ(options->compute.gpu.has_value(), cuda::Device::Count() > 0);
+  EXPECT_EQ(options->compute.gpu_memory_bytes, 0);
   EXPECT_EQ(options->data_address.host, "127.0.0.1");
 }
 
@@ -57,7 +61,18 @@ TEST(WorkerOptionsTest, WrongFlagsAreNamed) {
                                          {{coordinator, store, "--threads=-1"}, "--threads"},
                                          {{coordinator, store, "--threads=two"}, "\"two\" is not a number"},
                                          {{coordinator, store, "--isa=sse9"}, "--isa"},
-                                         {{coordinator, store, "--device=tpu"}, "--device"},
+                                         {{coordinator, store, "--device=tpu"}, "--device: \"tpu\" is none of"},
+                                         {{coordinator, store, "--device=cuda"}, "\"cuda\" is none of"},
+                                         {{coordinator, store, "--device=cuda:"}, "\"cuda:\" is none of"},
+                                         {{coordinator, store, "--device=cuda:-1"}, "\"cuda:-1\" is none of"},
+                                         {{coordinator, store, "--device=cuda:1x"}, "\"cuda:1x\" is none of"},
+                                         {{coordinator, store, "--device=cpu", "--device_memory=1GB"}, "goes with"},
+                                         {{coordinator, store, "--device_memory=0"}, "--device_memory: \"0\" is no"},
+                                         {{coordinator, store, "--device_memory=-1GB"}, "\"-1GB\" is no"},
+                                         {{coordinator, store, "--device_memory=GB"}, "\"GB\" is no"},
+                                         {{coordinator, store, "--device_memory=nanGB"}, "\"nanGB\" is no"},
+                                         {{coordinator, store, "--device_memory=1e30"}, "\"1e30\" is no"},
+                                         {{coordinator, store, "--device_memory=20 apples"}, "\"20 apples\" is no"},
                                          {{coordinator, store, "--log_level=loud"}, "--log_level"},
                                          {{coordinator, store, "--colour=red"}, "unknown flag --colour"},
                                          {{coordinator, coordinator}, "--coordinator is given twice"},
@@ -66,13 +81,37 @@ TEST(WorkerOptionsTest, WrongFlagsAreNamed) {
                                          {{coordinator, store, "--data_host=a", "--data_interface=b"}, "exclude"}}) {
     EXPECT_THAT(Resolve(c.args), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(c.message)));
   }
-  EXPECT_THAT(Resolve({coordinator, store, "--device=cuda:0"}),
-              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("no CUDA backend")));
+}
+
+TEST(WorkerOptionsTest, DeviceIsANumberedGpuOrTheCpu) {
+  const std::string store_arg = "--store=" + testing::TempDir();
+  const auto resolve = [&](const char* device) {
+    return Resolve({"--coordinator=127.0.0.1:1", store_arg.c_str(), device});
+  };
+  EXPECT_EQ(resolve("--device=cpu")->compute.gpu, std::nullopt);
+  EXPECT_EQ(resolve("--device=cuda:0")->compute.gpu, 0);
+  EXPECT_EQ(resolve("--device=cuda:13")->compute.gpu, 13);
+}
+
+TEST(WorkerOptionsTest, DeviceMemoryIsGivenInUnits) {
+  const std::string store_arg = "--store=" + testing::TempDir();
+  for (const auto& [text, bytes] : std::vector<std::pair<std::string, std::int64_t>>{{"1234567", 1234567},
+                                                                                     {"20GB", 20000000000},
+                                                                                     {"1.5GiB", 1610612736},
+                                                                                     {"3KiB", 3072},
+                                                                                     {"512MB", 512000000},
+                                                                                     {"1TB", 1000000000000}}) {
+    const std::string flag = "--device_memory=" + text;
+    const auto options = Resolve({"--coordinator=127.0.0.1:1", store_arg.c_str(), "--device=cuda:0", flag.c_str()});
+    QST_ASSERT_OK(options);
+    EXPECT_EQ(options->compute.gpu_memory_bytes, bytes) << text;
+  }
 }
 
 TEST(WorkerOptionsTest, HelpNamesEveryFlag) {
   const std::string usage = WorkerUsage();
-  for (const char* flag : {"coordinator", "store", "id", "threads", "device", "isa", "data_interface", "data_host"}) {
+  for (const char* flag :
+       {"coordinator", "store", "id", "threads", "device", "device_memory", "isa", "data_interface", "data_host"}) {
     EXPECT_THAT(usage, HasSubstr(std::string("--") + flag + "="));
   }
 }
@@ -99,6 +138,8 @@ TEST(WorkerMemoryTest, ResidentMemoryIsRead) {
   EXPECT_GE(memory.peak_bytes, memory.resident_bytes);
   EXPECT_GT(MachineMemoryBytes(), memory.resident_bytes);
   EXPECT_EQ(FormatMegabytes(142300000), "142.3 MB");
+  EXPECT_EQ(FormatBytes(142300000), "142.3 MB");
+  EXPECT_EQ(FormatBytes(70040000000), "70.0 GB");
 }
 
 }  // namespace

@@ -130,6 +130,16 @@ std::int64_t Device::peak_bytes() const {
   return state_->peak_bytes;
 }
 
+void Device::ResetPeak() {
+  absl::MutexLock lock(&state_->mutex);
+  state_->peak_bytes = state_->used_bytes;
+}
+
+absl::Status Device::MakeCurrent() const {
+  QST_CUDA_RETURN_IF_ERROR(cudaSetDevice(state_->ordinal));
+  return absl::OkStatus();
+}
+
 absl::StatusOr<void*> Device::Allocate(std::int64_t num_bytes) {
   State& s = *state_;
   const std::int64_t size = PieceBytes(num_bytes);

@@ -45,6 +45,11 @@ class Device {
   std::int64_t memory_budget_bytes() const;
   std::int64_t allocated_bytes() const;  // in use now
   std::int64_t peak_bytes() const;       // most that was in use at once
+  // Lets the peak begin anew at what is in use now.
+  void ResetPeak();
+
+  // Once on every thread that enqueues work: a thread begins with GPU 0, whichever this is.
+  absl::Status MakeCurrent() const;
 
   // A stream with its own cuBLASLt workspace, panels of unpacked weights and pinned staging.
   absl::StatusOr<StreamPtr> NewStream();
