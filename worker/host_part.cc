@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "worker/worker_memory.h"
 
 namespace qst {
 
@@ -34,6 +35,13 @@ std::int64_t MaxPassTokens(const v1::JobPlan& plan) {
 
 DType WireDtypeOf(const v1::JobPlan& plan) {
   return plan.wire_dtype() == v1::WIRE_DTYPE_F32 ? DType::kF32 : DType::kBF16;
+}
+
+std::string DescribeMemory(const PartContext& context) {
+  const std::string host = absl::StrCat("peak ", FormatMegabytes(ReadProcessMemory().peak_bytes), " of budget ",
+                                        FormatMegabytes(context.memory->total_bytes()));
+  if (!context.device->is_cuda()) return absl::StrCat("memory: ", host);
+  return absl::StrCat("memory: ", context.device->DescribeMemory(), "; host: ", host);
 }
 
 absl::Status CheckPlan(const v1::HostPart& command) {

@@ -96,6 +96,9 @@ v1::HostedPart HostedPartOf(const v1::HostPart& command);
 // Most tokens of one backbone pass, as both ends of the data plane compute it.
 std::int64_t MaxPassTokens(const v1::JobPlan& plan);
 DType WireDtypeOf(const v1::JobPlan& plan);
+// "memory: peak 812.3 MB of budget 900.0 MB", of the process; on a GPU its memory comes first:
+// "memory: peak 12.3 GB of budget 70.0 GB on cuda:0; host: peak ...".
+std::string DescribeMemory(const PartContext& context);
 // kInvalidArgument: a plan that no correct coordinator sends; says what is wrong.
 absl::Status CheckPlan(const v1::HostPart& command);
 

@@ -189,6 +189,7 @@ class HostPipelineTest : public testing::Test {
     v1::JobPlan plan = MakePlan(id, stage_workers, side_worker);
     plan.set_wire_dtype(v1::WIRE_DTYPE_F32);
     plan.set_max_sequence_tokens(512);
+    plan.set_uses_kv_cache(true);
     FakeWorker* const worker = Start(plan, side)[side_worker].get();
     std::string text;
     while (const auto report = worker->reports.Take(absl::Now() + kLong)) {

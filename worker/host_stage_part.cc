@@ -23,6 +23,8 @@ namespace {
 constexpr absl::Duration kGoodbyeTimeout = absl::Seconds(10);
 // States of one layer that are on their way to the side network at a time, about.
 constexpr std::int64_t kStatesUnderWay = 2;
+// Of a GPU's memory, what the ops of a stream keep for themselves: panels of unpacked weights, workspace.
+constexpr std::int64_t kStreamBytes = 256 << 20;
 
 class StagePart : public Part {
  public:
@@ -33,7 +35,7 @@ class StagePart : public Part {
         key_(absl::StrCat(id_.plan_id(), " stage ", id_.stage())),
         link_(command.plan(), RankOf(command.plan(), command), context) {}
 
-  ~StagePart() override { context_.memory->Remove(key_); }
+  ~StagePart() override { ReleaseMemory(); }
 
   void Abort(const absl::Status& reason) override {
     is_released_ = true;
@@ -43,7 +45,7 @@ class StagePart : public Part {
   void Run() override {
     Report(v1::PART_STATE_LOADING, absl::OkStatus());
     const absl::Status status = Execute();
-    context_.memory->Remove(key_);
+    ReleaseMemory();
     if (is_released_) return;
     if (status.ok() || IsPeerReported(status)) {
       if (!status.ok())
@@ -62,11 +64,16 @@ class StagePart : public Part {
     const v1::JobPlan& plan = command_.plan();
     const v1::PlacedStage& placed = plan.stages(static_cast<int>(command_.stage()));
     QST_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model, StoredModel::Open(plan.model_path()));
-    model->Prefetch(placed.first_layer(), placed.num_layers());
-    QST_ASSIGN_OR_RETURN(const std::unique_ptr<Stage> stage,
-                         Stage::Create(*model, placed.first_layer(), placed.num_layers(), plan.max_sequence_tokens()));
+    StageOptions stage_options;
+    stage_options.first_layer = placed.first_layer();
+    stage_options.num_layers = placed.num_layers();
+    stage_options.max_cached_tokens = plan.uses_kv_cache() ? plan.max_sequence_tokens() : 0;
     const std::int64_t max_tokens = MaxPassTokens(plan);
-    context_.memory->Set(key_, BudgetBytes(*stage, max_tokens));
+    QST_ASSIGN_OR_RETURN(const StageMemory memory, Stage::Estimate(*model, stage_options, context_.ops, max_tokens));
+    QST_RETURN_IF_ERROR(ReserveMemory(memory, max_tokens * model->config().hidden_size));
+    model->Prefetch(placed.first_layer(), placed.num_layers());
+    QST_ASSIGN_OR_RETURN(const std::unique_ptr<Stage> stage, Stage::Create(*model, stage_options, context_.ops));
+    if (context_.device->is_cuda()) model->Forget(placed.first_layer(), placed.num_layers());
     QST_ASSIGN_OR_RETURN(Transport * transport, link_.Connect());
     spdlog::info("job {}: stage {} is ready: layers {} to {} of {}", id_.job_id(), id_.stage(), placed.first_layer(),
                  placed.first_layer() + placed.num_layers() - 1, model->config().num_layers);
@@ -83,29 +90,44 @@ class StagePart : public Part {
 
     const StageRunner::Stats& stats = runner.stats();
     const std::string summary = absl::StrFormat(
-        "stage %d on %s: %d tokens in %d passes, computing %.2f s, sending %.2f s, waiting %.2f s; memory: peak %s of "
-        "budget %s",
-        id_.stage(), context_.worker_id, stats.num_tokens, stats.num_passes, absl::ToDoubleSeconds(stats.forward_time),
-        absl::ToDoubleSeconds(stats.send_time), absl::ToDoubleSeconds(stats.waiting_time),
-        FormatMegabytes(ReadProcessMemory().peak_bytes), FormatMegabytes(context_.memory->total_bytes()));
+        "stage %d on %s: %d tokens in %d passes, %s %.2f s, sending %.2f s, waiting %.2f s; %s", id_.stage(),
+        context_.worker_id, stats.num_tokens, stats.num_passes, context_.device->is_cuda() ? "enqueueing" : "computing",
+        absl::ToDoubleSeconds(stats.forward_time), absl::ToDoubleSeconds(stats.send_time),
+        absl::ToDoubleSeconds(stats.waiting_time), DescribeMemory(context_));
     spdlog::info("job {}: {}", id_.job_id(), summary);
     const absl::Status closed = link_.Close(kGoodbyeTimeout, summary);
     if (!closed.ok()) spdlog::warn("job {}: stage {}: {}", id_.job_id(), id_.stage(), std::string(closed.message()));
     return absl::OkStatus();
   }
 
-  // Weights, activations, and the passes that are on their way: residuals come in ahead, states go out.
-  std::int64_t BudgetBytes(const Stage& stage, std::int64_t max_tokens) const {
+  // Weights, caches, activations, and the passes that are on their way, of pass_elems numbers a layer: residuals come
+  // in ahead, states go out.
+  absl::Status ReserveMemory(const StageMemory& memory, std::int64_t pass_elems) {
     const v1::JobPlan& plan = command_.plan();
-    const std::int64_t residual = max_tokens * stage.hidden_size() * 4;
-    const std::int64_t states = max_tokens * stage.hidden_size() * DTypeBytes(WireDtypeOf(plan));
     const bool is_alone =
         std::all_of(plan.stages().begin(), plan.stages().end(),
                     [&](const v1::PlacedStage& other) { return other.worker_id() == context_.worker_id; }) &&
         plan.side_worker_id() == context_.worker_id;
+    const std::int64_t residuals = plan.max_passes_in_flight() * pass_elems * 4;
     // In one process states belong to the side as soon as they are made, and are in its budget.
-    return stage.weight_bytes() + stage.activation_bytes(max_tokens) + plan.max_passes_in_flight() * residual +
-           (is_alone ? 0 : kStatesUnderWay * states);
+    const std::int64_t states = is_alone ? 0 : kStatesUnderWay * pass_elems * DTypeBytes(WireDtypeOf(plan));
+    if (!context_.device->is_cuda()) {
+      context_.memory->Set(key_, memory.total_bytes() + residuals + states);
+      return absl::OkStatus();
+    }
+    // The host has the pages of the model's file while they are copied, and what travels through its memory.
+    context_.memory->Set(key_, memory.weight_bytes + (is_alone ? 0 : residuals + states));
+    const std::int64_t activations = memory.activation_bytes + kStreamBytes;
+    return context_.device->Reserve(
+        key_, memory.weight_bytes + memory.cache_bytes + activations + residuals + states,
+        absl::StrCat("stage ", id_.stage(), ": weights ", FormatBytes(memory.weight_bytes), ", KV cache ",
+                     FormatBytes(memory.cache_bytes), ", activations ", FormatBytes(activations),
+                     ", passes on their way ", FormatBytes(residuals + states)));
+  }
+
+  void ReleaseMemory() {
+    context_.memory->Remove(key_);
+    context_.device->Unreserve(key_);
   }
 
   void Report(v1::PartState state, const absl::Status& status) {

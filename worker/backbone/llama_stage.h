@@ -5,11 +5,13 @@
 #ifndef QST_WORKER_BACKBONE_LLAMA_STAGE_H_
 #define QST_WORKER_BACKBONE_LLAMA_STAGE_H_
 
-#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
+#include "kernels/device_memory.h"
+#include "kernels/ops.h"
+#include "worker/backbone/device_weights.h"
 #include "worker/backbone/stage.h"
 #include "worker/checkpoint/model_config.h"
 
@@ -17,48 +19,69 @@ namespace qst {
 
 class LlamaStage : public Stage {
  public:
-  static absl::StatusOr<std::unique_ptr<Stage>> Create(const StoredModel& model, std::int64_t first_layer,
-                                                       std::int64_t num_layers, std::int64_t max_cached_tokens);
+  // Knows its weights, in the model's mapping.
+  static absl::StatusOr<std::unique_ptr<LlamaStage>> Open(const StoredModel& model, const StageOptions& options,
+                                                          const OpContext& ctx);
+  ~LlamaStage() override;
+  // Then has them on its device, and may run.
+  absl::Status Upload();
 
-  absl::Status Forward(const OpContext& ctx, const TokenPass& pass, const MatrixView& residual,
-                       const HiddenStateSink& sink) override;
+  StageMemory Memory(std::int64_t max_pass_tokens) const;
+
+  absl::Status Forward(const TokenPass& pass, const MatrixView& residual, const HiddenStateSink& sink) override;
   std::int64_t hidden_size() const override { return config_.hidden_size; }
   std::int64_t first_layer() const override { return first_layer_; }
   std::int64_t num_layers() const override { return static_cast<std::int64_t>(layers_.size()); }
-  std::int64_t weight_bytes() const override { return weight_bytes_; }
-  std::int64_t activation_bytes(std::int64_t num_tokens) const override;
 
  private:
   struct Layer {
     WeightView q, k, v, o, gate, up, down;
-    std::vector<float> input_norm, post_attention_norm;
+    ConstMatrixView input_norm, post_attention_norm;
     // Empty unless the model has them.
-    std::vector<float> q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;
+    ConstMatrixView q_bias, k_bias, v_bias, o_bias, gate_bias, up_bias, down_bias;
     // KV cache [max_cached_tokens, num_kv_heads * head_dim], filled by passes that use it.
-    std::vector<float> cached_keys, cached_values;
+    DeviceMemory cached_keys, cached_values;
+  };
+  // What the ops read of a pass besides numbers, on the device.
+  struct Indices {
+    const std::int32_t* tokens = nullptr;     // [T]
+    const std::int32_t* positions = nullptr;  // [T]
+    SequenceOffsets queries;
+    SequenceOffsets keys;  // of the cache, if the pass uses it
   };
 
-  LlamaStage(const ModelConfig& config, std::int64_t first_layer, std::int64_t max_cached_tokens)
-      : config_(config),
-        first_layer_(first_layer),
-        max_cached_tokens_(std::min(max_cached_tokens, config.max_position_embeddings)) {}
+  LlamaStage(const ModelConfig& config, const StageOptions& options, const OpContext& ctx);
 
-  absl::Status LoadLayer(const StoredModel& model, std::int64_t index);
+  absl::Status AddLayer(const StoredModel& model, std::int64_t index);
   absl::Status CheckPass(const TokenPass& pass, const MatrixView& residual) const;
-  absl::Status ForwardLayer(const OpContext& ctx, const TokenPass& pass, Layer& layer, const MatrixView& residual);
-  absl::Status ForwardAttention(const OpContext& ctx, const TokenPass& pass, Layer& layer, const MatrixView& residual);
-  absl::Status ForwardMlp(const OpContext& ctx, const Layer& layer, const MatrixView& residual);
+  absl::StatusOr<Indices> UploadIndices(const TokenPass& pass);
+  absl::Status ForwardLayer(const TokenPass& pass, const Indices& indices, Layer& layer, const MatrixView& residual);
+  absl::Status ForwardAttention(const TokenPass& pass, const Indices& indices, Layer& layer,
+                                const MatrixView& residual);
+  absl::Status ForwardMlp(const Layer& layer, const MatrixView& residual);
 
-  ModelConfig config_;
-  std::int64_t first_layer_;
-  std::int64_t max_cached_tokens_;
-  std::int64_t weight_bytes_ = 0;
+  std::int64_t q_width() const { return config_.num_heads * config_.head_dim; }
+  std::int64_t kv_width() const { return config_.num_kv_heads * config_.head_dim; }
+  absl::Status Grow(DeviceMemory* buffer, std::int64_t num_bytes);
+  // [rows, cols] of the layers' type in the buffer.
+  absl::StatusOr<MatrixView> Reuse(DeviceMemory* buffer, std::int64_t rows, std::int64_t cols);
+  MatrixView CacheRows(DeviceMemory& cache, std::int64_t begin, std::int64_t end);
+
+  const OpContext ctx_;
+  const ModelConfig config_;
+  const std::int64_t first_layer_;
+  const std::int64_t max_cached_tokens_;
+  const DType dtype_;
+  // Tokens that the MLP runs over at a time.
+  const std::int64_t mlp_tokens_;
+  DeviceWeights weights_;
   ConstMatrixView embedding_;  // [V, d]; empty unless this stage embeds
   std::vector<Layer> layers_;
-  std::vector<float> inv_freq_;  // [head_dim / 2]
+  ConstMatrixView inv_freq_;  // [1, head_dim / 2]
   // Reused from pass to pass.
-  std::vector<std::int32_t> positions_;
-  std::vector<float> normed_, queries_, keys_, values_, attended_, gate_, up_;
+  std::vector<std::int32_t> host_indices_;
+  DeviceMemory indices_;
+  DeviceMemory normed_, queries_, keys_, values_, attended_, gate_, up_;
 };
 
 }  // namespace qst

@@ -1,24 +1,45 @@
 #include "worker/backbone/stage.h"
 
 #include "absl/strings/str_cat.h"
+#include "proto/support/status_macros.h"
 #include "worker/backbone/llama_stage.h"
 #include "worker/checkpoint/stored_model.h"
 
 namespace qst {
+namespace {
 
-absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const StoredModel& model, std::int64_t first_layer,
-                                                     std::int64_t num_layers, std::int64_t max_cached_tokens) {
-  const ModelConfig& config = model.config();
-  if (first_layer < 0 || num_layers < 1 || num_layers > config.num_layers - first_layer) {
-    return absl::InvalidArgumentError(absl::StrCat("layers [", first_layer, ", ", first_layer + num_layers,
+absl::Status CheckOptions(const ModelConfig& config, const StageOptions& options) {
+  if (options.first_layer < 0 || options.num_layers < 1 ||
+      options.num_layers > config.num_layers - options.first_layer) {
+    return absl::InvalidArgumentError(absl::StrCat("layers [", options.first_layer, ", ",
+                                                   options.first_layer + options.num_layers,
                                                    ") do not lie in the model's ", config.num_layers, " layers"));
   }
-  switch (config.family) {
-    case ModelFamily::kLlama:
-      return LlamaStage::Create(model, first_layer, num_layers, max_cached_tokens);
-    default:
-      return absl::UnimplementedError("this model family has no backbone stage yet; LLaMA-family models have");
+  if (options.cuda_dtype != DType::kBF16 && options.cuda_dtype != DType::kF16 && options.cuda_dtype != DType::kF32) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a stage cannot compute in ", DTypeName(options.cuda_dtype), "; use bf16, f16 or f32"));
   }
+  if (config.family != ModelFamily::kLlama) {
+    return absl::UnimplementedError("this model family has no backbone stage yet; LLaMA-family models have");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const StoredModel& model, const StageOptions& options,
+                                                     const OpContext& ctx) {
+  QST_RETURN_IF_ERROR(CheckOptions(model.config(), options));
+  QST_ASSIGN_OR_RETURN(std::unique_ptr<LlamaStage> stage, LlamaStage::Open(model, options, ctx));
+  QST_RETURN_IF_ERROR(stage->Upload());
+  return stage;
+}
+
+absl::StatusOr<StageMemory> Stage::Estimate(const StoredModel& model, const StageOptions& options, const OpContext& ctx,
+                                            std::int64_t max_pass_tokens) {
+  QST_RETURN_IF_ERROR(CheckOptions(model.config(), options));
+  QST_ASSIGN_OR_RETURN(const std::unique_ptr<LlamaStage> stage, LlamaStage::Open(model, options, ctx));
+  return stage->Memory(max_pass_tokens);
 }
 
 }  // namespace qst

@@ -220,6 +220,16 @@ void StoredModel::Prefetch(std::int64_t first, std::int64_t count) const {
   }
 }
 
+void StoredModel::Forget(std::int64_t first, std::int64_t count) const {
+  for (const std::string& name : weights_->names()) {
+    const std::int64_t layer = LayerOf(name);
+    const bool is_meant = layer >= first && layer < first + count;
+    if (!is_meant && !(first == 0 && name == kEmbeddingName)) continue;
+    const SafetensorsReader::RawTensor raw = weights_->Raw(name);
+    weights_->file()->DontNeed(raw.file_offset, raw.num_bytes);
+  }
+}
+
 absl::Status StoredModel::Verify() const {
   constexpr std::uint64_t kChunkBytes = 8 << 20;
   const MappedFile& file = *weights_->file();

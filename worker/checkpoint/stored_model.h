@@ -52,6 +52,9 @@ class StoredModel {
 
   // Starts reading the tensors of layers [first, first + count) from disk, without waiting. A hint only.
   void Prefetch(std::int64_t first, std::int64_t count) const;
+  // Takes the tensors of these layers, and the embedding with layer 0, from this process's memory; who reads them again
+  // reads them from disk. A hint only.
+  void Forget(std::int64_t first, std::int64_t count) const;
 
   // Reads the whole weight file and compares its checksum with the one noted at import. kDataLoss if they differ.
   absl::Status Verify() const;

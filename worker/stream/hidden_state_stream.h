@@ -30,11 +30,12 @@ class HiddenStateStream {
   // all, N only the last (evaluation of the model alone, linear probe, generation without a side network).
   virtual absl::Status Submit(TokenPass pass, std::int64_t first_layer) = 0;
 
-  // Blocks until h_f[layer] of the pass is here: [T, d], f32 or bf16 as the stream's wire type. The view stays
-  // valid until Release. kUnavailable: a stage was lost (message names it); kCancelled after Abort.
+  // Blocks until h_f[layer] of the pass is here: [T, d], f32 or bf16 as the stream's wire type, in the memory of the
+  // side's device, for what is enqueued there before Release. On a GPU "here" may mean promised: the side's stream waits
+  // for it. kUnavailable: a stage was lost (message names it); kCancelled after Abort.
   virtual absl::StatusOr<ConstMatrixView> Wait(std::uint64_t pass_id, std::int64_t layer) = 0;
 
-  // The pass's states are no longer needed. Passes are released in order.
+  // The pass's states are no longer needed by what will be enqueued. Passes are released in order.
   virtual void Release(std::uint64_t pass_id) = 0;
 
   // Wakes whoever waits; every later call returns `status`.

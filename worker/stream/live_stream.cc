@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "kernels/device_memory.h"
 #include "proto/support/status_macros.h"
 #include "worker/stream/frame.h"
 
@@ -34,10 +35,37 @@ absl::StatusOr<std::unique_ptr<LiveStream>> LiveStream::Create(Transport& transp
 }
 
 LiveStream::LiveStream(Transport& transport, LiveStreamOptions options, std::int64_t num_layers)
-    : transport_(transport), options_(std::move(options)), num_layers_(num_layers), pool_(BufferPool::Create()) {
+    : transport_(transport),
+      options_(std::move(options)),
+      num_layers_(num_layers),
+      pool_(BufferPool::Create()),
+      states_pool_(BufferPool::Create(options_.ctx)) {
   owners_.push_back(0);
   for (std::size_t i = 0; i < options_.stages.size(); ++i) {
     owners_.insert(owners_.end(), static_cast<std::size_t>(options_.stages[i].num_layers), static_cast<int>(i));
+  }
+}
+
+LiveStream::~LiveStream() {
+  for (InFlight& entry : in_flight_) EndUse(entry);
+}
+
+absl::StatusOr<SharedBuffer> LiveStream::Take(SharedBuffer buffer) {
+  if (options_.ctx.device == DeviceType::kCpu || buffer->is_on_device()) {
+    QST_RETURN_IF_ERROR(buffer->BeginUse(options_.ctx));
+    return buffer;
+  }
+  const std::int64_t bytes = static_cast<std::int64_t>(buffer->size());
+  QST_ASSIGN_OR_RETURN(SharedBuffer on_device, states_pool_->Get(bytes));
+  QST_RETURN_IF_ERROR(on_device->BeginUse(options_.ctx));
+  QST_RETURN_IF_ERROR(Upload(options_.ctx, buffer->data(), bytes, on_device->data()));
+  return on_device;
+}
+
+void LiveStream::EndUse(InFlight& entry) {
+  for (const SharedBuffer& states : entry.states) {
+    // A GPU that fails here fails the next op as well, and that is reported.
+    if (states != nullptr) states->EndUse(options_.ctx).IgnoreError();
   }
 }
 
@@ -65,9 +93,11 @@ absl::Status LiveStream::Submit(TokenPass pass, std::int64_t first_layer) {
   // Receives before tokens: a stage that is quick finds them posted.
   const std::int64_t state_bytes = entry.num_tokens * options_.hidden_size * DTypeBytes(options_.wire_dtype);
   for (std::int64_t layer = first_layer; layer <= num_layers_; ++layer) {
-    QST_ASSIGN_OR_RETURN(
-        auto pending,
-        transport_.Receive(OwnerOf(layer), MakeTag(FrameKind::kHiddenStates, pass.id, layer), state_bytes));
+    const int owner = OwnerOf(layer);
+    const Tag tag = MakeTag(FrameKind::kHiddenStates, pass.id, layer);
+    const bool is_on_device = options_.ctx.device == DeviceType::kCuda && transport_.CarriesDeviceMemory(owner);
+    QST_ASSIGN_OR_RETURN(auto pending, is_on_device ? transport_.ReceiveOnDevice(owner, tag, state_bytes)
+                                                    : transport_.Receive(owner, tag, state_bytes));
     entry.pending.push_back(std::move(pending));
   }
   entry.states.resize(entry.pending.size());
@@ -111,7 +141,7 @@ absl::StatusOr<ConstMatrixView> LiveStream::Wait(std::uint64_t pass_id, std::int
     absl::StatusOr<SharedBuffer> states = entry.pending[index]->Wait(absl::InfiniteDuration());
     waiting_time_ += absl::Now() - start;
     QST_RETURN_IF_ERROR(states.status());
-    entry.states[index] = *std::move(states);
+    QST_ASSIGN_OR_RETURN(entry.states[index], Take(*std::move(states)));
     entry.pending[index].reset();
   }
   return ConstMatrixView(entry.states[index]->data(), options_.wire_dtype, entry.num_tokens, options_.hidden_size,
@@ -120,6 +150,7 @@ absl::StatusOr<ConstMatrixView> LiveStream::Wait(std::uint64_t pass_id, std::int
 
 void LiveStream::Release(std::uint64_t pass_id) {
   QST_CHECK(!in_flight_.empty() && in_flight_.front().id == pass_id);
+  EndUse(in_flight_.front());
   for (std::unique_ptr<PendingReceive>& pending : in_flight_.front().pending) {
     if (pending != nullptr) abandoned_.push_back(std::move(pending));
   }

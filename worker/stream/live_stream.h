@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/device.h"
 #include "worker/stream/hidden_state_stream.h"
 #include "worker/stream/transport.h"
 
@@ -29,12 +30,16 @@ struct LiveStreamOptions {
   std::int64_t max_passes_in_flight = 2;
   // Most tokens of one pass.
   std::int64_t max_pass_tokens = 0;
+  // Whose ops read the states: they are given in its memory, and are its until Release. What it points to must outlive
+  // the stream.
+  OpContext ctx;
 };
 
 class LiveStream : public HiddenStateStream {
  public:
   // `transport` is the side's end and must outlive the stream. kInvalidArgument: stages with gaps, other world size.
   static absl::StatusOr<std::unique_ptr<LiveStream>> Create(Transport& transport, LiveStreamOptions options);
+  ~LiveStream() override;
 
   std::int64_t num_layers() const override { return num_layers_; }
   std::int64_t hidden_size() const override { return options_.hidden_size; }
@@ -62,14 +67,19 @@ class LiveStream : public HiddenStateStream {
   };
 
   LiveStream(Transport& transport, LiveStreamOptions options, std::int64_t num_layers);
+  // Makes what has come readable for the side's ops.
+  absl::StatusOr<SharedBuffer> Take(SharedBuffer buffer);
+  // What the side has enqueued is its last use of the states.
+  void EndUse(InFlight& entry);
   // Rank of the stage that sends the states of a layer.
   int OwnerOf(std::int64_t layer) const { return owners_[static_cast<std::size_t>(layer)]; }
 
   Transport& transport_;
   const LiveStreamOptions options_;
   const std::int64_t num_layers_;
-  const std::shared_ptr<BufferPool> pool_;
-  std::vector<int> owners_;  // [num_layers + 1]
+  const std::shared_ptr<BufferPool> pool_;         // headers and tokens
+  const std::shared_ptr<BufferPool> states_pool_;  // states that came to the host's memory, for a GPU
+  std::vector<int> owners_;                        // [num_layers + 1]
   std::uint64_t next_id_ = 0;
   std::deque<InFlight> in_flight_;
   std::deque<std::unique_ptr<PendingReceive>> abandoned_;

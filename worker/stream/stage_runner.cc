@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
+#include "kernels/device_memory.h"
 #include "kernels/ops.h"
 #include "proto/support/status_macros.h"
 
@@ -25,6 +26,7 @@ struct StageRunner::Intake {
   Transport& transport;
   const int side;
   const int previous;  // rank before this one, or -1
+  const bool is_residual_on_device;
   const PassLimits limits;
   const std::int64_t max_queued;
 
@@ -35,8 +37,14 @@ struct StageRunner::Intake {
   bool is_ending ABSL_GUARDED_BY(mutex) = false;
   absl::Status status ABSL_GUARDED_BY(mutex);
 
-  Intake(Transport& t, int side_rank, int previous_rank, const PassLimits& pass_limits, std::int64_t queued)
-      : transport(t), side(side_rank), previous(previous_rank), limits(pass_limits), max_queued(queued) {}
+  Intake(Transport& t, int side_rank, int previous_rank, bool is_cuda, const PassLimits& pass_limits,
+         std::int64_t queued)
+      : transport(t),
+        side(side_rank),
+        previous(previous_rank),
+        is_residual_on_device(is_cuda && previous_rank >= 0 && t.CarriesDeviceMemory(previous_rank)),
+        limits(pass_limits),
+        max_queued(queued) {}
 
   absl::Status Receive() {
     QST_ASSIGN_OR_RETURN(auto next, transport.Receive(side, MakeTag(FrameKind::kHeader, 0), kHeaderBytes));
@@ -51,7 +59,9 @@ struct StageRunner::Intake {
       work.first_layer = header.first_layer;
       if (previous >= 0) {
         const std::int64_t bytes = static_cast<std::int64_t>(header.num_tokens) * limits.hidden_size * 4;
-        QST_ASSIGN_OR_RETURN(work.residual, transport.Receive(previous, MakeTag(FrameKind::kResidual, id), bytes));
+        const Tag tag = MakeTag(FrameKind::kResidual, id);
+        QST_ASSIGN_OR_RETURN(work.residual, is_residual_on_device ? transport.ReceiveOnDevice(previous, tag, bytes)
+                                                                  : transport.Receive(previous, tag, bytes));
       }
       QST_ASSIGN_OR_RETURN(auto pending, transport.Receive(side, MakeTag(FrameKind::kTokens, id),
                                                            TokensBytes(header.num_tokens, header.num_sequences)));
@@ -101,32 +111,45 @@ StageRunner::StageRunner(Stage& stage, Transport& transport, const OpContext& ct
       ctx_(ctx),
       options_(options),
       rank_(transport.rank()),
-      pool_(BufferPool::Create()) {}
+      pool_(BufferPool::Create(ctx)),
+      host_pool_(BufferPool::Create()) {}
 
 StageRunner::~StageRunner() = default;
+
+absl::StatusOr<SharedBuffer> StageRunner::InDeviceMemory(SharedBuffer buffer) {
+  if (ctx_.device == DeviceType::kCpu || buffer->is_on_device()) return buffer;
+  const std::int64_t bytes = static_cast<std::int64_t>(buffer->size());
+  QST_ASSIGN_OR_RETURN(SharedBuffer on_device, pool_->Get(bytes));
+  QST_RETURN_IF_ERROR(on_device->BeginUse(ctx_));
+  QST_RETURN_IF_ERROR(Upload(ctx_, buffer->data(), bytes, on_device->data()));
+  QST_RETURN_IF_ERROR(on_device->EndUse(ctx_));
+  return on_device;
+}
+
+absl::Status StageRunner::Send(int peer, Tag tag, SharedBuffer buffer) {
+  if (buffer->is_on_device() && !transport_.CarriesDeviceMemory(peer)) {
+    const std::int64_t bytes = static_cast<std::int64_t>(buffer->size());
+    QST_ASSIGN_OR_RETURN(SharedBuffer on_host, host_pool_->Get(bytes));
+    QST_RETURN_IF_ERROR(Download(ctx_, buffer->data(), bytes, on_host->data()));
+    buffer = std::move(on_host);
+  }
+  return transport_.Send(peer, tag, std::move(buffer));
+}
 
 absl::Status StageRunner::SendStates(std::uint64_t pass_id, std::int64_t layer, const ConstMatrixView& states) {
   const std::int64_t bytes = states.rows * states.cols * DTypeBytes(options_.wire_dtype);
   QST_ASSIGN_OR_RETURN(SharedBuffer buffer, pool_->Get(bytes));
   const MatrixView encoded{buffer->data(), options_.wire_dtype, states.rows, states.cols, states.cols};
+  QST_RETURN_IF_ERROR(buffer->BeginUse(ctx_));
   QST_RETURN_IF_ERROR(AddInto(ctx_, states, encoded, /*accumulate=*/false));
-  return transport_.Send(options_.num_stages, MakeTag(FrameKind::kHiddenStates, pass_id, layer), std::move(buffer));
+  QST_RETURN_IF_ERROR(buffer->EndUse(ctx_));
+  return Send(options_.num_stages, MakeTag(FrameKind::kHiddenStates, pass_id, layer), std::move(buffer));
 }
 
-absl::Status StageRunner::RunPass(Work& work) {
+absl::Status StageRunner::Forward(Work& work, Buffer& residual) {
   const std::int64_t num_tokens = work.pass.num_tokens();
   const std::int64_t width = stage_.hidden_size();
-  SharedBuffer residual;
-  const absl::Time begin = absl::Now();
-  if (work.residual != nullptr) {
-    QST_ASSIGN_OR_RETURN(residual, work.residual->Wait(absl::InfiniteDuration()));
-  } else {
-    QST_ASSIGN_OR_RETURN(residual, pool_->Get(num_tokens * width * 4));
-  }
   const absl::Time start = absl::Now();
-  stats_.waiting_time += start - begin;
-
-  const MatrixView view = Matrix(reinterpret_cast<float*>(residual->data()), num_tokens, width);
   absl::Duration in_sink;
   const HiddenStateSink sink = [&](std::int64_t layer, const ConstMatrixView& states) -> absl::Status {
     if (layer < work.first_layer) return absl::OkStatus();
@@ -140,13 +163,32 @@ absl::Status StageRunner::RunPass(Work& work) {
     in_sink += absl::Now() - sink_start;
     return status;
   };
-  QST_RETURN_IF_ERROR(stage_.Forward(ctx_, work.pass, view, sink));
+  QST_RETURN_IF_ERROR(residual.BeginUse(ctx_));
+  const MatrixView view = Matrix(reinterpret_cast<float*>(residual.data()), num_tokens, width);
+  absl::Status status = stage_.Forward(work.pass, view, sink);
+  // Of a pass that failed half-way too: what was enqueued must be over before others get the buffer.
+  status.Update(residual.EndUse(ctx_));
   stats_.forward_time += absl::Now() - start - in_sink;
   stats_.send_time += in_sink;
+  return status;
+}
+
+absl::Status StageRunner::RunPass(Work& work) {
+  const std::int64_t num_tokens = work.pass.num_tokens();
+  SharedBuffer residual;
+  if (work.residual != nullptr) {
+    const absl::Time begin = absl::Now();
+    QST_ASSIGN_OR_RETURN(residual, work.residual->Wait(absl::InfiniteDuration()));
+    stats_.waiting_time += absl::Now() - begin;
+    QST_ASSIGN_OR_RETURN(residual, InDeviceMemory(std::move(residual)));
+  } else {
+    QST_ASSIGN_OR_RETURN(residual, pool_->Get(num_tokens * stage_.hidden_size() * 4));
+  }
+  QST_RETURN_IF_ERROR(Forward(work, *residual));
   stats_.num_passes += 1;
   stats_.num_tokens += num_tokens;
   if (rank_ + 1 == options_.num_stages) return absl::OkStatus();
-  return transport_.Send(rank_ + 1, MakeTag(FrameKind::kResidual, work.pass.id), std::move(residual));
+  return Send(rank_ + 1, MakeTag(FrameKind::kResidual, work.pass.id), std::move(residual));
 }
 
 absl::Status StageRunner::Run() {
@@ -155,7 +197,8 @@ absl::Status StageRunner::Run() {
   limits.num_layers = options_.num_layers;
   limits.hidden_size = stage_.hidden_size();
   limits.wire_dtype = options_.wire_dtype;
-  Intake intake(transport_, options_.num_stages, rank_ - 1, limits, options_.max_passes_in_flight);
+  Intake intake(transport_, options_.num_stages, rank_ - 1, ctx_.device == DeviceType::kCuda, limits,
+                options_.max_passes_in_flight);
   std::thread thread([&intake] { intake.RunThread(); });
 
   absl::Status status;
@@ -172,6 +215,8 @@ absl::Status StageRunner::Run() {
     status = Annotate(RunPass(work), absl::StrCat("pass ", work.pass.id));
     if (!status.ok()) break;
   }
+  // A GPU may have failed after its work was enqueued.
+  status.Update(Synchronize(ctx_));
   if (!status.ok()) {
     // A failure of the transport itself is known to it, with a better reason than what it caused here.
     const absl::Status transport_status = transport_.status();

@@ -33,17 +33,21 @@ struct StageRunnerOptions {
 // The intake reads ahead and posts the receive of the residual, so that the next pass arrives while this one is
 // computed. The side's credits bound the queue.
 // Rounding: the residual goes on in f32, unrounded; only the side's copy takes the wire type, in process as well.
+//
+// On a GPU everything is enqueued on the stage's stream: buffers are the device's, and go as they are to peers that
+// take them so; for others they are copied through host memory, which waits for the device.
 class StageRunner {
  public:
   struct Stats {
     std::int64_t num_passes = 0;
     std::int64_t num_tokens = 0;
+    // Of the host. On a GPU it is the time to enqueue the work, which the device does meanwhile and later.
     absl::Duration forward_time;  // in Stage::Forward without the sink
     absl::Duration send_time;     // encoding states and handing them to the transport
     absl::Duration waiting_time;  // for passes and residuals
   };
 
-  // Rank i of `transport` is stage i. All three must outlive the runner.
+  // Rank i of `transport` is stage i. `ctx` is what the stage was made in. All three must outlive the runner.
   StageRunner(Stage& stage, Transport& transport, const OpContext& ctx, const StageRunnerOptions& options);
   ~StageRunner();
   StageRunner(const StageRunner&) = delete;
@@ -60,6 +64,11 @@ class StageRunner {
   struct Intake;
 
   absl::Status RunPass(Work& work);
+  absl::Status Forward(Work& work, Buffer& residual);
+  // The buffer, or a copy of it in the memory of ctx.
+  absl::StatusOr<SharedBuffer> InDeviceMemory(SharedBuffer buffer);
+  // Copies to the host's memory if the peer takes no other.
+  absl::Status Send(int peer, Tag tag, SharedBuffer buffer);
   absl::Status SendStates(std::uint64_t pass_id, std::int64_t layer, const ConstMatrixView& states);
 
   Stage& stage_;
@@ -67,7 +76,8 @@ class StageRunner {
   const OpContext ctx_;
   const StageRunnerOptions options_;
   const int rank_;
-  const std::shared_ptr<BufferPool> pool_;
+  const std::shared_ptr<BufferPool> pool_;       // of the memory of ctx
+  const std::shared_ptr<BufferPool> host_pool_;  // for peers that take no other
   Stats stats_;
 };
 

@@ -8,11 +8,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "gtest/gtest.h"
+#include "kernels/device_memory.h"
 #include "proto/support/status_macros.h"
 #include "proto/support/status_matchers.h"
 #include "worker/stream/gloo_transport.h"
 #include "worker/stream/inproc_transport.h"
 #include "worker/stream/live_stream.h"
+#include "worker/testing/test_device.h"
 
 namespace qst {
 namespace {
@@ -23,39 +25,41 @@ constexpr std::int64_t kLayers = 6;
 constexpr std::int64_t kWidth = 8;
 
 // Layers that any split computes alike: each adds a number that depends on layer, channel and what came before.
+// Computes on the host, whatever its device is.
 class FakeStage : public Stage {
  public:
-  FakeStage(std::int64_t first, std::int64_t count) : first_(first), count_(count) {}
+  FakeStage(const OpContext& ctx, std::int64_t first, std::int64_t count) : ctx_(ctx), first_(first), count_(count) {}
 
-  absl::Status Forward(const OpContext&, const TokenPass& pass, const MatrixView& x,
-                       const HiddenStateSink& sink) override {
+  absl::Status Forward(const TokenPass& pass, const MatrixView& residual, const HiddenStateSink& sink) override {
     if (before_pass) before_pass(pass);
+    const std::int64_t bytes = residual.rows * residual.cols * 4;
+    std::vector<float> x(static_cast<std::size_t>(residual.rows * residual.cols));
+    const auto give = [&](std::int64_t layer) -> absl::Status {
+      QST_RETURN_IF_ERROR(Upload(ctx_, x.data(), bytes, residual.data));
+      return sink(layer, residual);
+    };
     if (first_ == 0) {
-      for (std::int64_t t = 0; t < x.rows; ++t) {
-        for (std::int64_t c = 0; c < x.cols; ++c) x.row<float>(t)[c] = 0.1f * pass.tokens[t] + 0.01f * c;
-      }
-      QST_RETURN_IF_ERROR(sink(0, x));
+      for (std::size_t i = 0; i < x.size(); ++i) x[i] = 0.1f * pass.tokens[i / kWidth] + 0.01f * (i % kWidth);
+      QST_RETURN_IF_ERROR(give(0));
     }
+    QST_RETURN_IF_ERROR(Download(ctx_, residual.data, bytes, x.data()));
     for (std::int64_t layer = first_ + 1; layer <= first_ + count_; ++layer) {
       if (layer == failing_layer && pass.id == failing_pass) return absl::ResourceExhaustedError("out of memory");
-      for (std::int64_t t = 0; t < x.rows; ++t) {
-        for (std::int64_t c = 0; c < x.cols; ++c) x.row<float>(t)[c] = x.row<float>(t)[c] * 1.01f + 0.3f / layer;
-      }
-      QST_RETURN_IF_ERROR(sink(layer, x));
+      for (float& value : x) value = value * 1.01f + 0.3f / layer;
+      QST_RETURN_IF_ERROR(give(layer));
     }
     return absl::OkStatus();
   }
   std::int64_t hidden_size() const override { return kWidth; }
   std::int64_t first_layer() const override { return first_; }
   std::int64_t num_layers() const override { return count_; }
-  std::int64_t weight_bytes() const override { return 0; }
-  std::int64_t activation_bytes(std::int64_t) const override { return 0; }
 
   std::function<void(const TokenPass&)> before_pass;
   std::int64_t failing_layer = -1;
   std::uint64_t failing_pass = 0;
 
  private:
+  const OpContext ctx_;
   const std::int64_t first_;
   const std::int64_t count_;
 };
@@ -112,13 +116,33 @@ TokenPass MakePass(std::uint64_t id, int num_tokens) {
   return pass;
 }
 
+// Contexts of the ranks of one process: on a GPU each has a stream of its own.
+class Contexts {
+ public:
+  explicit Contexts(DeviceType device) : threads_(1) {
+    if (device == DeviceType::kCuda) device_ = &cuda::DeviceOf(*TestCuda::StreamOrNull());
+  }
+  OpContext Make() {
+    if (device_ == nullptr) return OpContext{DeviceType::kCpu, &threads_, CpuIsa::kPortable, nullptr};
+    streams_.push_back(device_->NewStream().value());
+    return OpContext{DeviceType::kCuda, nullptr, CpuIsa::kAuto, streams_.back().get()};
+  }
+
+ private:
+  ThreadPool threads_;
+  cuda::Device* device_ = nullptr;
+  std::vector<cuda::StreamPtr> streams_;
+};
+
 // Stages on threads, and the side's stream.
 class Pipeline {
  public:
-  Pipeline(int num_stages, bool use_gloo, DType wire_dtype = DType::kBF16) : threads_(1), wire_dtype_(wire_dtype) {
+  Pipeline(DeviceType device, int num_stages, bool use_gloo, DType wire_dtype = DType::kBF16)
+      : contexts_(device), wire_dtype_(wire_dtype) {
     world_ = Connect(num_stages, use_gloo);
     for (const StageRange& range : Split(num_stages)) {
-      stages_.push_back(std::make_unique<FakeStage>(range.first_layer, range.num_layers));
+      stage_contexts_.push_back(contexts_.Make());
+      stages_.push_back(std::make_unique<FakeStage>(stage_contexts_.back(), range.first_layer, range.num_layers));
     }
     results_.resize(num_stages);
     LiveStreamOptions options;
@@ -126,21 +150,19 @@ class Pipeline {
     options.hidden_size = kWidth;
     options.wire_dtype = wire_dtype;
     options.max_pass_tokens = 64;
+    options.ctx = side_context_ = contexts_.Make();
     stream_ = LiveStream::Create(*world_.back(), options).value();
   }
 
   void Start() {
     for (int i = 0; i < static_cast<int>(stages_.size()); ++i) {
       runners_.emplace_back([this, i] {
-        OpContext ctx;
-        ctx.threads = &threads_;
-        ctx.isa = CpuIsa::kPortable;
         StageRunnerOptions options;
         options.num_stages = static_cast<int>(stages_.size());
         options.num_layers = kLayers;
         options.wire_dtype = wire_dtype_;
         options.max_pass_tokens = 64;
-        StageRunner runner(*stages_[i], *world_[i], ctx, options);
+        StageRunner runner(*stages_[i], *world_[i], stage_contexts_[i], options);
         results_[i] = runner.Run();
         if (results_[i].ok()) QST_EXPECT_OK(world_[i]->Close(absl::Seconds(10), ""));
       });
@@ -158,13 +180,16 @@ class Pipeline {
   }
 
   LiveStream& stream() { return *stream_; }
+  const OpContext& side_context() const { return side_context_; }
   FakeStage& stage(int i) { return *stages_[i]; }
   Transport& transport(int rank) { return *world_[rank]; }
   const absl::Status& result(int i) { return results_[i]; }
   std::vector<std::unique_ptr<Transport>>& world() { return world_; }
 
  private:
-  ThreadPool threads_;
+  Contexts contexts_;
+  std::vector<OpContext> stage_contexts_;
+  OpContext side_context_;
   const DType wire_dtype_;
   std::vector<std::unique_ptr<Transport>> world_;
   std::vector<std::unique_ptr<FakeStage>> stages_;
@@ -173,13 +198,19 @@ class Pipeline {
   std::vector<std::thread> runners_;
 };
 
-std::string BytesOf(const ConstMatrixView& states) {
-  return std::string(static_cast<const char*>(states.data), states.rows * states.cols * DTypeBytes(states.dtype));
+// The states' bytes, through an op on the side's device: what training does with them.
+std::string BytesOf(const OpContext& ctx, const ConstMatrixView& states) {
+  const std::int64_t num_bytes = states.rows * states.cols * DTypeBytes(states.dtype);
+  std::string bytes(static_cast<std::size_t>(num_bytes), '\0');
+  DeviceMemory copy = DeviceMemory::Allocate(ctx, num_bytes).value();
+  QST_EXPECT_OK(CopyBytes(ctx, states.data, num_bytes, copy.data()));
+  QST_EXPECT_OK(Download(ctx, copy.data(), num_bytes, bytes.data()));
+  return bytes;
 }
 
 // All states of some passes of different lengths, as bytes.
-std::vector<std::string> RunAll(int num_stages, bool use_gloo, DType wire_dtype) {
-  Pipeline pipeline(num_stages, use_gloo, wire_dtype);
+std::vector<std::string> RunAll(DeviceType device, int num_stages, bool use_gloo, DType wire_dtype) {
+  Pipeline pipeline(device, num_stages, use_gloo, wire_dtype);
   pipeline.Start();
   const std::vector<int> lengths = {7, 64, 1, 33, 20, 64};
   std::vector<std::string> states;
@@ -194,7 +225,7 @@ std::vector<std::string> RunAll(int num_stages, bool use_gloo, DType wire_dtype)
       }
       EXPECT_EQ(view->rows, lengths[id - 1]);
       EXPECT_EQ(view->dtype, wire_dtype);
-      states.push_back(BytesOf(*view));
+      states.push_back(BytesOf(pipeline.side_context(), *view));
     }
     pipeline.stream().Release(id - 1);
   }
@@ -205,22 +236,25 @@ std::vector<std::string> RunAll(int num_stages, bool use_gloo, DType wire_dtype)
   return states;
 }
 
-TEST(StageRunnerTest, StatesAreTheSameBitsForAnyNumberOfStagesAndAnyTransport) {
+class StageRunnerTest : public DeviceTest {};
+QST_INSTANTIATE_DEVICE_TEST(StageRunnerTest);
+
+TEST_P(StageRunnerTest, StatesAreTheSameBitsForAnyNumberOfStagesAndAnyTransport) {
   for (DType wire_dtype : {DType::kBF16, DType::kF32}) {
-    const std::vector<std::string> expected = RunAll(1, false, wire_dtype);
+    const std::vector<std::string> expected = RunAll(GetParam(), 1, false, wire_dtype);
     ASSERT_EQ(expected.size(), 6u * (kLayers + 1));
     for (int num_stages : {1, 2, 3}) {
       for (bool use_gloo : {false, true}) {
-        EXPECT_EQ(RunAll(num_stages, use_gloo, wire_dtype), expected)
+        EXPECT_EQ(RunAll(GetParam(), num_stages, use_gloo, wire_dtype), expected)
             << num_stages << " stages, " << (use_gloo ? "Gloo" : "in process") << ", " << DTypeName(wire_dtype);
       }
     }
   }
 }
 
-TEST(StageRunnerTest, WireRoundingHappensOnceAndNotOnTheResidual) {
-  const std::vector<std::string> exact = RunAll(2, false, DType::kF32);
-  const std::vector<std::string> rounded = RunAll(2, false, DType::kBF16);
+TEST_P(StageRunnerTest, WireRoundingHappensOnceAndNotOnTheResidual) {
+  const std::vector<std::string> exact = RunAll(GetParam(), 2, false, DType::kF32);
+  const std::vector<std::string> rounded = RunAll(GetParam(), 2, false, DType::kBF16);
   for (std::size_t i = 0; i < exact.size(); ++i) {
     for (std::size_t e = 0; e < exact[i].size() / 4; ++e) {
       float value;
@@ -235,8 +269,8 @@ TEST(StageRunnerTest, WireRoundingHappensOnceAndNotOnTheResidual) {
   }
 }
 
-TEST(StageRunnerTest, OnlyTheLayersAskedForAreSent) {
-  Pipeline pipeline(2, false);
+TEST_P(StageRunnerTest, OnlyTheLayersAskedForAreSent) {
+  Pipeline pipeline(GetParam(), 2, false);
   pipeline.Start();
   QST_ASSERT_OK(pipeline.stream().Submit(MakePass(0, 5), kLayers));
   QST_EXPECT_OK(pipeline.stream().Wait(0, kLayers));
@@ -244,8 +278,8 @@ TEST(StageRunnerTest, OnlyTheLayersAskedForAreSent) {
   EXPECT_THAT(pipeline.stream().Wait(1, kLayers), StatusIs(absl::StatusCode::kFailedPrecondition));
 }
 
-TEST(StageRunnerTest, CreditsBoundWhatIsInFlight) {
-  Pipeline pipeline(1, false);
+TEST_P(StageRunnerTest, CreditsBoundWhatIsInFlight) {
+  Pipeline pipeline(GetParam(), 1, false);
   pipeline.Start();
   QST_ASSERT_OK(pipeline.stream().Submit(MakePass(0, 5), 0));
   QST_ASSERT_OK(pipeline.stream().Submit(MakePass(1, 5), 0));
@@ -255,8 +289,8 @@ TEST(StageRunnerTest, CreditsBoundWhatIsInFlight) {
   QST_EXPECT_OK(pipeline.stream().Submit(MakePass(2, 5), 0));
 }
 
-TEST(StageRunnerTest, StagesRunAheadOfTheSide) {
-  Pipeline pipeline(2, true);
+TEST_P(StageRunnerTest, StagesRunAheadOfTheSide) {
+  Pipeline pipeline(GetParam(), 2, true);
   absl::Notification second_done;
   pipeline.stage(1).before_pass = [&](const TokenPass& pass) {
     if (pass.id == 1) second_done.Notify();
@@ -268,9 +302,9 @@ TEST(StageRunnerTest, StagesRunAheadOfTheSide) {
   EXPECT_TRUE(second_done.WaitForNotificationWithTimeout(absl::Seconds(20)));
 }
 
-TEST(StageRunnerTest, PassesReleasedUnreadDoNotBlockLaterOnes) {
+TEST_P(StageRunnerTest, PassesReleasedUnreadDoNotBlockLaterOnes) {
   for (bool use_gloo : {false, true}) {
-    Pipeline pipeline(2, use_gloo);
+    Pipeline pipeline(GetParam(), 2, use_gloo);
     pipeline.Start();
     for (std::uint64_t id = 0; id < 10; ++id) {
       QST_ASSERT_OK(pipeline.stream().Submit(MakePass(id, 9), 0));
@@ -280,9 +314,9 @@ TEST(StageRunnerTest, PassesReleasedUnreadDoNotBlockLaterOnes) {
   }
 }
 
-TEST(StageRunnerTest, AbortInMidPassWakesSideAndStages) {
+TEST_P(StageRunnerTest, AbortInMidPassWakesSideAndStages) {
   for (bool use_gloo : {false, true}) {
-    Pipeline pipeline(2, use_gloo);
+    Pipeline pipeline(GetParam(), 2, use_gloo);
     absl::Notification inside;
     absl::Notification go_on;
     pipeline.stage(1).before_pass = [&](const TokenPass&) {
@@ -307,9 +341,9 @@ TEST(StageRunnerTest, AbortInMidPassWakesSideAndStages) {
   }
 }
 
-TEST(StageRunnerTest, FailureOfAStageReachesEveryoneWithItsName) {
+TEST_P(StageRunnerTest, FailureOfAStageReachesEveryoneWithItsName) {
   for (bool use_gloo : {false, true}) {
-    Pipeline pipeline(3, use_gloo);
+    Pipeline pipeline(GetParam(), 3, use_gloo);
     pipeline.stage(1).failing_layer = 4;
     pipeline.stage(1).failing_pass = 1;
     pipeline.Start();
@@ -331,8 +365,8 @@ TEST(StageRunnerTest, FailureOfAStageReachesEveryoneWithItsName) {
   }
 }
 
-TEST(StageRunnerTest, HeadersThatBreakThePlanEndTheStage) {
-  Pipeline pipeline(1, false);
+TEST_P(StageRunnerTest, HeadersThatBreakThePlanEndTheStage) {
+  Pipeline pipeline(GetParam(), 1, false);
   pipeline.Start();
   PassHeader header;
   header.num_tokens = 1000000;
@@ -346,8 +380,8 @@ TEST(StageRunnerTest, HeadersThatBreakThePlanEndTheStage) {
               StatusIs(absl::StatusCode::kDataLoss, HasSubstr("1000000 tokens, allowed are 1 to 64")));
 }
 
-TEST(LiveStreamTest, BadPassesAreRefusedBeforeAnythingIsSent) {
-  Pipeline pipeline(1, false);
+TEST_P(StageRunnerTest, BadPassesAreRefusedBeforeAnythingIsSent) {
+  Pipeline pipeline(GetParam(), 1, false);
   LiveStream& stream = pipeline.stream();
   EXPECT_THAT(stream.Submit(MakePass(1, 5), 0),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("next one is 0")));
