@@ -1,6 +1,6 @@
-// Conversions between float32 and the 16-bit float types, portable and bit-exact on every machine.
-// To 16 bits they round to nearest, ties to even; too large becomes infinity; a NaN stays a (quiet) NaN
-// with its sign. From 16 bits they are exact.
+// Conversions between float32 and the narrower float types, portable and bit-exact on every machine.
+// To fewer bits they round to nearest, ties to even; too large becomes infinity, in 8 bits the largest number; a NaN
+// stays a (quiet) NaN with its sign. From fewer bits they are exact.
 #ifndef QST_KERNELS_DTYPE_CONVERT_H_
 #define QST_KERNELS_DTYPE_CONVERT_H_
 
@@ -76,6 +76,36 @@ inline std::uint16_t F32ToF16(float value) {
   // A carry out of the mantissa moves to the next exponent, which is the right neighbour.
   if (remainder > half || (remainder == half && (kept & 1u) != 0)) ++kept;
   return static_cast<std::uint16_t>(sign | kept);
+}
+
+// The integer next to value, ties to even; |value| < 2^21.
+inline std::int32_t RoundToInt(float value) {
+  // At 1.5 * 2^23 float32 has steps of 1, so the addition rounds.
+  constexpr float kShift = 12582912.0f;
+  return static_cast<std::int32_t>(FloatBits(value + kShift) - FloatBits(kShift));
+}
+
+// 8 bits, e4m3: 1 sign, 4 exponent (bias 7), 3 mantissa bits; no infinities, all ones is NaN, the largest number 448.
+inline float F8E4M3ToF32(std::uint8_t value) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(value & 0x80u) << 24;
+  const std::uint32_t magnitude = value & 0x7fu;
+  if (magnitude == 0x7fu) return BitsToFloat(sign | 0x7fc00000u);
+  // Zero or subnormal: multiples of 2^-9.
+  if (magnitude < 8) return BitsToFloat(sign | FloatBits(static_cast<float>(magnitude) * 0.001953125f));
+  return BitsToFloat(sign | ((magnitude << 20) + (120u << 23)));
+}
+
+inline std::uint8_t F32ToF8E4M3(float value) {
+  const std::uint32_t bits = FloatBits(value);
+  const std::uint32_t sign = (bits >> 24) & 0x80u;
+  const std::uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return static_cast<std::uint8_t>(sign | 0x7fu);
+  if (magnitude > 0x43e00000u) return static_cast<std::uint8_t>(sign | 0x7eu);  // above 448
+  if (magnitude >= 0x3c800000u) {                                               // normal: at least 2^-6
+    const std::uint32_t rounded = (magnitude + 0x7ffffu + ((magnitude >> 20) & 1u)) >> 20;
+    return static_cast<std::uint8_t>(sign | (rounded - (120u << 3)));
+  }
+  return static_cast<std::uint8_t>(sign | static_cast<std::uint32_t>(RoundToInt(BitsToFloat(magnitude) * 512.0f)));
 }
 
 }  // namespace qst

@@ -89,5 +89,34 @@ TEST(DtypeConvertTest, ExtremesGoToInfinityZeroOrNan) {
   EXPECT_TRUE(std::isnan(F16ToF32(F32ToF16(BitsToFloat(0xff800001u)))));
 }
 
+TEST(DtypeConvertTest, F8E4M3TakesTheNearestNumberAndTiesToEven) {
+  // The numbers in order: codes 0 ... 0x7e.
+  for (int code = 0; code < 0x7e; ++code) {
+    const float low = F8E4M3ToF32(static_cast<std::uint8_t>(code));
+    const float high = F8E4M3ToF32(static_cast<std::uint8_t>(code + 1));
+    const int exponent = code >> 3;
+    EXPECT_EQ(low, exponent == 0 ? std::ldexp(code, -9) : std::ldexp(8 + (code & 7), exponent - 10)) << code;
+    ASSERT_LT(low, high) << code;
+    const float middle = (low + high) / 2;
+    EXPECT_EQ(F32ToF8E4M3(low), code);
+    EXPECT_EQ(F32ToF8E4M3(-low), code | 0x80);
+    EXPECT_EQ(F32ToF8E4M3(std::nextafter(middle, low)), code);
+    EXPECT_EQ(F32ToF8E4M3(std::nextafter(middle, high)), code + 1);
+    EXPECT_EQ(F32ToF8E4M3(middle), code % 2 == 0 ? code : code + 1);
+  }
+  for (const float large : {448.0f, 449.0f, 464.0f, 1e30f, kInf}) EXPECT_EQ(F32ToF8E4M3(large), 0x7e) << large;
+  EXPECT_EQ(F32ToF8E4M3(-kInf), 0xfe);
+  EXPECT_EQ(F32ToF8E4M3(1e-40f), 0);
+  EXPECT_EQ(F32ToF8E4M3(std::numeric_limits<float>::quiet_NaN()) & 0x7f, 0x7f);
+  EXPECT_TRUE(std::isnan(F8E4M3ToF32(0x7f)));
+  EXPECT_TRUE(std::isnan(F8E4M3ToF32(0xff)));
+}
+
+TEST(DtypeConvertTest, RoundsToTheNearestInteger) {
+  for (const float value : {0.0f, 0.5f, -0.5f, 1.5f, -2.5f, 126.5f, 127.49f, -126.51f, 1e6f}) {
+    EXPECT_EQ(RoundToInt(value), static_cast<std::int32_t>(std::nearbyint(value))) << value;
+  }
+}
+
 }  // namespace
 }  // namespace qst

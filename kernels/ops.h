@@ -159,6 +159,14 @@ enum class Pooling : std::uint8_t { kMax, kAverage };
 [[nodiscard]] absl::Status PoolColumns(const OpContext& ctx, Pooling pooling, const ConstMatrixView& x,
                                        const MatrixView& y);
 
+// ---- Rows on the wire (wire) ----------------------------------------------------------------------
+
+// x [T, d] (f32, f16 or bf16) as it travels, into WireBytes(wire, T, d) bytes at `out`, and back. Types and layout:
+// wire_rows.h. Every backend and instruction set writes the same bytes. y f32, f16 or bf16. `out` and `in` are aligned
+// to 16 bytes.
+[[nodiscard]] absl::Status EncodeRows(const OpContext& ctx, const ConstMatrixView& x, DType wire, void* out);
+[[nodiscard]] absl::Status DecodeRows(const OpContext& ctx, const void* in, DType wire, const MatrixView& y);
+
 // ---- Loss (loss) ----------------------------------------------------------------------------------
 
 // Softmax cross-entropy. logits [T, V] are overwritten with scale * d(sum of losses)/d(logits) if
