@@ -75,6 +75,7 @@ absl::StatusOr<std::string> GenerateManager::Start(const v1::GenerateRequest& re
                                                      "', not on '", request.model(), "'"));
     }
     generation.request.set_model(model);
+    generation.trained = job->job.spec();
     generation.side_network_path = layout_.ResultsPath(request.job_id());
   }
   v1::GenerateRequest& filled = generation.request;
@@ -142,23 +143,23 @@ bool GenerateManager::TryPlace(Generation* generation) {
     executor_->Post([this, id, status = model.status()] { Finish(id, status); });
     return true;
   }
-  const PlacementDecision decision = Place(generation->request.resources(), *model, registry_->IdleWorkers());
-  if (!decision.placed) {
-    const WorkerRegistry::Counts counts = registry_->Count();
-    generation->waits_for =
-        absl::StrCat("gave up ", WaitingMessage(decision.needed_workers, counts.registered, counts.busy));
+  const std::uint32_t most_tokens = static_cast<std::uint32_t>(generation->request.prompt().size()) + kTemplateTokens +
+                                    generation->request.max_new_tokens();
+  const v1::JobSpec* trained = generation->trained.has_value() ? &*generation->trained : nullptr;
+  const PlacementDecision decision =
+      Place({generation->request.resources(), *model, LoadOfGeneration(generation->request, trained, most_tokens)},
+            registry_->Offers());
+  if (!decision.is_placed) {
+    generation->waits_for = absl::StrCat("gave up ", decision.message);
     return false;
   }
   v1::JobPlan plan;
   plan.set_job_id(generation->id);
   plan.set_plan_id(generation->id + "/1");
-  *plan.mutable_stages() = decision.placement.stages();
-  plan.set_side_worker_id(decision.placement.side_worker_id());
+  CopyPlacement(decision.placement, &plan);
   plan.set_model_path(layout_.ModelPath(model_name));
   plan.set_wire_dtype(generation->request.wire_dtype());
   plan.set_max_passes_in_flight(1);
-  const std::uint32_t most_tokens = static_cast<std::uint32_t>(generation->request.prompt().size()) + kTemplateTokens +
-                                    generation->request.max_new_tokens();
   plan.set_max_sequence_tokens(most_tokens);
   plan.set_backbone_batch_tokens(most_tokens);
   plan.set_uses_kv_cache(true);
@@ -167,8 +168,7 @@ bool GenerateManager::TryPlace(Generation* generation) {
   side_work.mutable_generate()->set_side_network_path(generation->side_network_path);
   generation->plan.emplace(std::move(plan), std::move(side_work));
   rendezvous_->Open(generation->plan->id());
-  LogInfo(absl::StrCat("generation ", generation->id, ": placed on ", decision.needed_workers, " workers, model ",
-                       model_name));
+  LogInfo(absl::StrCat("generation ", generation->id, ": placed: ", decision.message, "; model ", model_name));
   generation->plan->Start(registry_);
   return true;
 }

@@ -60,6 +60,8 @@ class GenerateManager {
     std::string id;
     v1::GenerateRequest request;
     std::string side_network_path;
+    // Of the job whose side network is used.
+    std::optional<v1::JobSpec> trained;
     Callbacks callbacks;
     std::string waits_for;
     std::optional<Plan> plan;

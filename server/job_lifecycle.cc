@@ -39,6 +39,7 @@ absl::Status JobManager::Recover() {
   for (JobRecord& record : records) {
     auto job = std::make_unique<ActiveJob>();
     job->record = std::move(record);
+    job->is_inherited = true;
     ids.push_back(job->id());
     active_[ids.back()] = std::move(job);
   }
@@ -423,11 +424,11 @@ void JobManager::OnHello(const v1::Hello& hello, bool is_new) {
             return hosted.plan_id() == plan_id && job->plan->Find(worker_id, hosted) == &part;
           });
       if (is_hosted) {
-        services_.registry->Assign(worker_id, part.id);
+        services_.registry->Assign(worker_id, part.id, part.memory_bytes);
         PartIsBack(job, part);
       } else if (!is_new && part.phase == PartPhase::kCommanded) {
         // The command was lost with the broken stream.
-        services_.registry->Assign(worker_id, part.id);
+        services_.registry->Assign(worker_id, part.id, part.memory_bytes);
         services_.registry->Send(worker_id, job->plan->HostCommand(part));
       } else if (part.phase == PartPhase::kEnded) {
         continue;  // its failure is being looked into

@@ -204,27 +204,26 @@ absl::StatusOr<bool> JobManager::TryPlace(ActiveJob* job) {
   QST_ASSIGN_OR_RETURN(const v1::Model model, services_.models->GetReady(spec.model()));
   v1::JobSpec matched = spec;
   QST_RETURN_IF_ERROR(MatchModel(model, &matched));
-  const WorkerRegistry::Counts counts = services_.registry->Count();
-  const bool takes_what_is_there = spec.resources().stages() == 0 && spec.resources().workers() == 0;
-  if (takes_what_is_there && services_.executor->Now() < settled_at_) {
+  const v1::ResourceConfig& resources = spec.resources();
+  const bool takes_what_is_there = resources.stages() == 0 && resources.workers() == 0;
+  const bool takes_any_kind = resources.device() != v1::DEVICE_KIND_CPU && resources.device() != v1::DEVICE_KIND_CUDA;
+  if ((takes_what_is_there || (takes_any_kind && job->is_inherited)) && services_.executor->Now() < settled_at_) {
     SetStatus(job, "waiting for workers to register");
     return false;
   }
-  const PlacementDecision decision = Place(spec.resources(), model, services_.registry->IdleWorkers());
-  if (!decision.placed) {
-    SetStatus(job, WaitingMessage(decision.needed_workers, counts.registered, counts.busy));
+  const PlacementDecision decision = Place({resources, model, LoadOfTraining(spec)}, services_.registry->Offers());
+  if (!decision.is_placed) {
+    SetStatus(job, decision.message);
     return false;
   }
 
   const JobRecord before = job->record;
   *job->record.job.mutable_placement() = decision.placement;
+  // Decided once: a job that resumes goes on with the arithmetic that it began with.
+  job->record.job.mutable_spec()->mutable_resources()->set_device(decision.placement.device());
   job->record.job.set_attempt(job->record.job.attempt() + 1);
   job->record.report_sequence = 0;
-  const absl::Status moved =
-      Transition(job, v1::JOB_STATE_PREPARING,
-                 absl::StrCat("placed: ", decision.placement.stages_size(),
-                              decision.placement.stages_size() == 1 ? " stage" : " stages", " and the side network on ",
-                              decision.needed_workers, decision.needed_workers == 1 ? " worker" : " workers"));
+  const absl::Status moved = Transition(job, v1::JOB_STATE_PREPARING, absl::StrCat("placed: ", decision.message));
   if (!moved.ok()) {
     // The store is in trouble, not the job: it stays queued.
     job->record = before;
@@ -246,8 +245,7 @@ Plan JobManager::BuildPlan(const v1::Job& job, const v1::Model& model) const {
   v1::JobPlan plan;
   plan.set_job_id(job.id());
   plan.set_plan_id(PlanId(job.id(), job.attempt()));
-  *plan.mutable_stages() = job.placement().stages();
-  plan.set_side_worker_id(job.placement().side_worker_id());
+  CopyPlacement(job.placement(), &plan);
   plan.set_model_path(layout_.ModelPath(model.name()));
   plan.set_wire_dtype(job.spec().train().wire_dtype());
   plan.set_max_passes_in_flight(job.spec().train().max_passes_in_flight());

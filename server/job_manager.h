@@ -99,6 +99,8 @@ class JobManager {
     std::optional<Plan> plan;  // in PREPARING, RUNNING, EVALUATING
     // After a restart, until all parts are back.
     bool is_recovering = false;
+    // It comes from an earlier coordinator, whose workers may be on their way here.
+    bool is_inherited = false;
     // Its present plan was taken over from an earlier coordinator.
     bool was_recovered = false;
     std::vector<bool> parts_back;

@@ -205,7 +205,7 @@ void FillJobSpecDefaults(v1::JobSpec* spec) {
   FillTrain(is_classification, spec->side().preset() == v1::SIDE_PRESET_TUNED, spec->mutable_train());
   QST_DEFAULT_OPTIONAL(spec->mutable_eval(), at_start, !is_classification);
   QST_DEFAULT_ZERO(spec->mutable_checkpoint(), keep, 2);
-  spec->mutable_resources();
+  QST_DEFAULT_ZERO(spec->mutable_resources(), device, v1::DEVICE_KIND_AUTO);
 }
 
 absl::Status ValidateJobSpec(const v1::JobSpec& spec) {
@@ -227,6 +227,11 @@ absl::Status ValidateResources(const v1::ResourceConfig& resources, absl::string
   Violations violations;
   violations.RequireRange(absl::StrCat(path, ".stages"), resources.stages(), 0, kMaxStages);
   violations.RequireRange(absl::StrCat(path, ".workers"), resources.workers(), 0, kMaxStages + 1);
+  // 0, of a request that says nothing, means auto.
+  if (!v1::DeviceKind_IsValid(resources.device())) {
+    violations.Add(absl::StrCat(path, ".device"),
+                   absl::StrCat("value ", static_cast<int>(resources.device()), " is unknown"));
+  }
   if (resources.stages() > 0 && resources.workers() > resources.stages() + 1) {
     violations.Add(absl::StrCat(path, ".workers"), absl::StrCat("must be at most ", path, ".stages + 1 (",
                                                                 resources.stages() + 1, "), is ", resources.workers()));

@@ -55,6 +55,7 @@ TEST(JobSpecDefaultsTest, AnEmptySpecGetsThePapersDefaults) {
   EXPECT_EQ(spec.train().seed(), 42u);
   EXPECT_TRUE(spec.train().shuffle());
   EXPECT_EQ(spec.train().wire_dtype(), v1::WIRE_DTYPE_BF16);
+  EXPECT_EQ(spec.resources().device(), v1::DEVICE_KIND_AUTO);
   EXPECT_EQ(spec.train().log_every_steps(), 1u);
   EXPECT_TRUE(spec.eval().at_start());
   EXPECT_EQ(spec.checkpoint().keep(), 2u);
@@ -174,6 +175,8 @@ INSTANTIATE_TEST_SUITE_P(
                     s->mutable_resources()->set_workers(4);
                   },
                   "resources.workers: must be at most resources.stages + 1 (3), is 4"},
+        Violation{"Device", [](v1::JobSpec* s) { s->mutable_resources()->set_device(static_cast<v1::DeviceKind>(9)); },
+                  "resources.device: value 9 is unknown"},
         Violation{"TwoAtOnce",
                   [](v1::JobSpec* s) {
                     s->mutable_train()->set_batch_size(0);
@@ -181,6 +184,17 @@ INSTANTIATE_TEST_SUITE_P(
                   },
                   "side.reduction: must be at least 1, is 0; train.batch_size: must be at least 1, is 0"}),
     [](const testing::TestParamInfo<Violation>& info) { return info.param.name; });
+
+TEST(ValidateJobSpecTest, EveryWireTypeAndDeviceIsAccepted) {
+  for (const v1::WireDtype dtype : {v1::WIRE_DTYPE_BF16, v1::WIRE_DTYPE_F32, v1::WIRE_DTYPE_INT8, v1::WIRE_DTYPE_FP8}) {
+    for (const v1::DeviceKind device : {v1::DEVICE_KIND_AUTO, v1::DEVICE_KIND_CPU, v1::DEVICE_KIND_CUDA}) {
+      v1::JobSpec spec = FilledSpec();
+      spec.mutable_train()->set_wire_dtype(dtype);
+      spec.mutable_resources()->set_device(device);
+      QST_EXPECT_OK(ValidateJobSpec(spec));
+    }
+  }
+}
 
 v1::Model StoredModel() {
   v1::Model model;

@@ -9,36 +9,51 @@
 #include "absl/strings/string_view.h"
 #include "proto/qst/v1/job_spec.pb.h"
 #include "proto/qst/v1/resources.pb.h"
+#include "server/memory_need.h"
 
 namespace qst {
 
-// Splits layers into `num_stages` contiguous runs, none empty: the dearest run is as cheap as can be and, among those
-// splits, runs differ as little as can be (least sum of squares; the first such split).
-//   layer_costs       one per layer, > 0, any unit
-//   first_stage_cost  what the first stage pays besides its layers (the embedding)
-//   num_stages        1 ... number of layers
-// Returns the number of layers of each stage.
-std::vector<std::uint32_t> SplitLayers(const std::vector<double>& layer_costs, double first_stage_cost,
-                                       std::uint32_t num_stages);
-
-struct PlacementDecision {
-  bool placed = false;
-  // If placed.
-  v1::Placement placement;
-  // If not: idle workers that it needs.
-  std::uint32_t needed_workers = 0;
+// A registered worker as placement sees it.
+struct WorkerOffer {
+  std::string id;
+  v1::DeviceKind kind = v1::DEVICE_KIND_CPU;
+  // Names the memory that its parts take. Workers of the same name share it: several on one GPU, those of one host on
+  // CPU. "cuda:0 of host a".
+  std::string device;
+  // What parts may use of it; 0: unknown, nothing is refused.
+  std::uint64_t memory_bytes = 0;
+  // Of it, computed for the parts that this worker hosts.
+  std::uint64_t used_bytes = 0;
+  bool is_idle = false;
 };
 
-// Places a model over idle workers as ResourceConfig says. `idle_workers` are ids in order of preference.
-// `resources` has passed ValidateResources; stages beyond the model's layers count as that many.
-PlacementDecision Place(const v1::ResourceConfig& resources, const v1::Model& model,
-                        const std::vector<std::string>& idle_workers);
+struct PlacementRequest {
+  v1::ResourceConfig resources;  // has passed ValidateResources; stages beyond the model's layers count as that many
+  v1::Model model;
+  JobLoad load;
+};
 
-// "waiting for 3 idle workers, 2 registered (1 busy)".
+struct PlacementDecision {
+  bool is_placed = false;
+  v1::Placement placement;
+  // Placed: "2 stages and the side network on 3 cpu workers over gloo". Else what it waits for: "waiting for 3 idle
+  // cuda workers, 1 of 2 is idle".
+  std::string message;
+};
+
+// Places a model over the idle ones of the registered workers, which come in order of preference. All parts go to
+// workers of one kind. With resources.device auto that is CUDA where all registered CUDA workers together could host
+// it, busy or idle, else CPU. No placement needs more memory than its workers have.
+PlacementDecision Place(const PlacementRequest& request, const std::vector<WorkerOffer>& workers);
+
+// "waiting for 3 idle workers, 2 registered (1 busy)": of any kind.
 std::string WaitingMessage(std::uint32_t needed, std::uint32_t registered, std::uint32_t busy);
 
 // "stage 0" or "side network": a part as people see it.
 std::string PartName(bool is_side, std::uint32_t stage);
+
+// "cpu" or "cuda".
+absl::string_view DeviceKindName(v1::DeviceKind kind);
 
 }  // namespace qst
 

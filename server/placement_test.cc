@@ -1,13 +1,10 @@
 #include "server/placement.h"
 
-#include <algorithm>
 #include <cstdint>
-#include <functional>
-#include <limits>
-#include <numeric>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -15,6 +12,11 @@ namespace qst {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::EndsWith;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+
+constexpr std::uint64_t kGigabyte = 1'000'000'000;
 
 v1::Model ModelWithLayers(std::uint32_t num_layers) {
   v1::Model model;
@@ -23,17 +25,73 @@ v1::Model ModelWithLayers(std::uint32_t num_layers) {
   return model;
 }
 
-std::vector<std::string> Workers(int count) {
-  std::vector<std::string> workers;
-  for (int i = 0; i < count; ++i) workers.push_back("w" + std::to_string(i));
+// LLaMA-2-7B in NF4, as an import reports it.
+v1::Model Llama7B() {
+  v1::Model model = ModelWithLayers(32);
+  model.set_hidden_size(4096);
+  model.set_intermediate_size(11008);
+  model.set_num_heads(32);
+  model.set_num_kv_heads(32);
+  model.set_head_dim(128);
+  model.set_vocab_size(32000);
+  model.set_layer_bytes(104'500'000);
+  model.set_embedding_bytes(262'144'000);
+  model.set_head_bytes(262'152'192);
+  return model;
+}
+
+JobLoad TrainingLoad() {
+  v1::JobSpec spec;
+  spec.mutable_side()->set_reduction(16);
+  spec.mutable_side()->set_rank(16);
+  spec.mutable_train()->set_backbone_batch_tokens(4096);
+  spec.mutable_train()->set_micro_batch_tokens(2048);
+  spec.mutable_train()->set_max_passes_in_flight(1);
+  spec.mutable_train()->set_wire_dtype(v1::WIRE_DTYPE_INT8);
+  return LoadOfTraining(spec);
+}
+
+std::vector<WorkerOffer> Workers(int count) {
+  std::vector<WorkerOffer> workers(count);
+  for (int i = 0; i < count; ++i) {
+    workers[i].id = absl::StrCat("w", i);
+    workers[i].device = "the memory of host h";
+    workers[i].is_idle = true;
+  }
   return workers;
 }
 
-v1::ResourceConfig Resources(std::uint32_t stages, std::uint32_t workers) {
+// One GPU for each memory size given.
+std::vector<WorkerOffer> Gpus(const std::vector<std::uint64_t>& gigabytes) {
+  std::vector<WorkerOffer> workers;
+  for (const std::uint64_t size : gigabytes) {
+    WorkerOffer& worker = workers.emplace_back();
+    worker.id = absl::StrCat("g", workers.size() - 1);
+    worker.kind = v1::DEVICE_KIND_CUDA;
+    worker.device = absl::StrCat("cuda:", workers.size() - 1, " of host h");
+    worker.memory_bytes = size * kGigabyte;
+    worker.is_idle = true;
+  }
+  return workers;
+}
+
+std::vector<WorkerOffer> Together(std::vector<WorkerOffer> a, const std::vector<WorkerOffer>& b) {
+  a.insert(a.end(), b.begin(), b.end());
+  return a;
+}
+
+v1::ResourceConfig Resources(std::uint32_t stages, std::uint32_t workers,
+                             v1::DeviceKind device = v1::DEVICE_KIND_AUTO) {
   v1::ResourceConfig resources;
   resources.set_stages(stages);
   resources.set_workers(workers);
+  resources.set_device(device);
   return resources;
+}
+
+PlacementDecision Place(const v1::ResourceConfig& resources, const v1::Model& model,
+                        const std::vector<WorkerOffer>& workers) {
+  return Place(PlacementRequest{resources, model, TrainingLoad()}, workers);
 }
 
 std::vector<std::string> StageWorkers(const v1::Placement& placement) {
@@ -42,76 +100,9 @@ std::vector<std::string> StageWorkers(const v1::Placement& placement) {
   return ids;
 }
 
-double Dearest(const std::vector<double>& costs, double first, const std::vector<std::uint32_t>& sizes) {
-  double dearest = 0;
-  std::size_t layer = 0;
-  for (std::size_t stage = 0; stage < sizes.size(); ++stage) {
-    double cost = stage == 0 ? first : 0;
-    for (std::uint32_t i = 0; i < sizes[stage]; ++i) cost += costs[layer++];
-    dearest = std::max(dearest, cost);
-  }
-  return dearest;
-}
-
-// All splits of `left` layers into `stages` non-empty runs.
-void ForEachSplit(std::uint32_t left, std::uint32_t stages, std::vector<std::uint32_t>* prefix,
-                  const std::function<void(const std::vector<std::uint32_t>&)>& visit) {
-  if (stages == 1) {
-    prefix->push_back(left);
-    visit(*prefix);
-    prefix->pop_back();
-    return;
-  }
-  for (std::uint32_t size = 1; size + stages - 1 <= left; ++size) {
-    prefix->push_back(size);
-    ForEachSplit(left - size, stages - 1, prefix, visit);
-    prefix->pop_back();
-  }
-}
-
-TEST(SplitLayersTest, EqualLayersDivideEvenly) {
-  EXPECT_THAT(SplitLayers(std::vector<double>(30, 1.0), 0.0, 2), ElementsAre(15, 15));
-  EXPECT_THAT(SplitLayers(std::vector<double>(30, 1.0), 0.05, 3), ElementsAre(10, 10, 10));
-  EXPECT_THAT(SplitLayers(std::vector<double>(5, 1.0), 0.05, 5), ElementsAre(1, 1, 1, 1, 1));
-  EXPECT_THAT(SplitLayers(std::vector<double>(5, 1.0), 0.05, 1), ElementsAre(5));
-}
-
-TEST(SplitLayersTest, TheFirstStageGetsTheSmallerShareWhereLayersDoNotDivideEvenly) {
-  EXPECT_THAT(SplitLayers(std::vector<double>(5, 1.0), 0.05, 2), ElementsAre(2, 3));
-  const std::vector<std::uint32_t> sizes = SplitLayers(std::vector<double>(30, 1.0), 0.05, 4);
-  EXPECT_EQ(sizes[0], 7u);
-  EXPECT_EQ(*std::max_element(sizes.begin(), sizes.end()), 8u);
-  EXPECT_EQ(*std::min_element(sizes.begin(), sizes.end()), 7u);
-}
-
-TEST(SplitLayersTest, NoOtherSplitHasACheaperDearestStage) {
-  // Pseudo-random costs, the same in every run.
-  std::uint32_t state = 12345;
-  for (int round = 0; round < 40; ++round) {
-    std::vector<double> costs(3 + round % 7);
-    for (double& cost : costs) {
-      state = state * 1664525 + 1013904223;
-      cost = 1 + (state >> 24) % 16;
-    }
-    const double first = round % 5;
-    for (std::uint32_t stages = 1; stages <= costs.size(); ++stages) {
-      const std::vector<std::uint32_t> sizes = SplitLayers(costs, first, stages);
-      ASSERT_EQ(sizes.size(), stages);
-      ASSERT_EQ(std::accumulate(sizes.begin(), sizes.end(), 0u), costs.size());
-      ASSERT_GE(*std::min_element(sizes.begin(), sizes.end()), 1u);
-      double best = std::numeric_limits<double>::infinity();
-      std::vector<std::uint32_t> prefix;
-      ForEachSplit(
-          static_cast<std::uint32_t>(costs.size()), stages, &prefix,
-          [&](const std::vector<std::uint32_t>& split) { best = std::min(best, Dearest(costs, first, split)); });
-      EXPECT_DOUBLE_EQ(Dearest(costs, first, sizes), best) << "round " << round << ", stages " << stages;
-    }
-  }
-}
-
 TEST(PlaceTest, OneFreeWorkerTakesEverything) {
   const PlacementDecision decision = Place(Resources(0, 0), ModelWithLayers(5), Workers(1));
-  ASSERT_TRUE(decision.placed);
+  ASSERT_TRUE(decision.is_placed);
   EXPECT_THAT(StageWorkers(decision.placement), ElementsAre("w0"));
   EXPECT_EQ(decision.placement.side_worker_id(), "w0");
   EXPECT_EQ(decision.placement.stages(0).num_layers(), 5u);
@@ -119,7 +110,7 @@ TEST(PlaceTest, OneFreeWorkerTakesEverything) {
 
 TEST(PlaceTest, WithoutWishesTheSideNetworkIsAloneAndAllOthersHoldStages) {
   const PlacementDecision decision = Place(Resources(0, 0), ModelWithLayers(6), Workers(4));
-  ASSERT_TRUE(decision.placed);
+  ASSERT_TRUE(decision.is_placed);
   EXPECT_THAT(StageWorkers(decision.placement), ElementsAre("w0", "w1", "w2"));
   EXPECT_EQ(decision.placement.side_worker_id(), "w3");
   EXPECT_EQ(decision.placement.stages(2).first_layer(), 4u);
@@ -128,51 +119,190 @@ TEST(PlaceTest, WithoutWishesTheSideNetworkIsAloneAndAllOthersHoldStages) {
 
 TEST(PlaceTest, ThereAreNeverMoreStagesThanLayers) {
   const PlacementDecision decision = Place(Resources(0, 0), ModelWithLayers(2), Workers(8));
-  ASSERT_TRUE(decision.placed);
+  ASSERT_TRUE(decision.is_placed);
   EXPECT_EQ(decision.placement.stages_size(), 2);
   EXPECT_EQ(decision.placement.side_worker_id(), "w2");
 }
 
 TEST(PlaceTest, StagesWithoutAWorkerCountNeedOneMoreForTheSideNetwork) {
   const PlacementDecision waiting = Place(Resources(2, 0), ModelWithLayers(6), Workers(2));
-  EXPECT_FALSE(waiting.placed);
-  EXPECT_EQ(waiting.needed_workers, 3u);
-  EXPECT_TRUE(Place(Resources(2, 0), ModelWithLayers(6), Workers(3)).placed);
+  EXPECT_FALSE(waiting.is_placed);
+  EXPECT_EQ(waiting.message, "waiting for 3 idle cpu workers, 2 of 2 are idle");
+  EXPECT_TRUE(Place(Resources(2, 0), ModelWithLayers(6), Workers(3)).is_placed);
 }
 
 TEST(PlaceTest, NoWorkerAtAllMeansWaitingForOne) {
   const PlacementDecision decision = Place(Resources(0, 0), ModelWithLayers(6), {});
-  EXPECT_FALSE(decision.placed);
-  EXPECT_EQ(decision.needed_workers, 1u);
+  EXPECT_FALSE(decision.is_placed);
+  EXPECT_EQ(decision.message, "waiting for 1 idle worker, 0 registered");
 }
 
 TEST(PlaceTest, OneWorkerHoldsAllStagesAndTheSideNetwork) {
   const PlacementDecision decision = Place(Resources(3, 1), ModelWithLayers(6), Workers(5));
-  ASSERT_TRUE(decision.placed);
+  ASSERT_TRUE(decision.is_placed);
   EXPECT_THAT(StageWorkers(decision.placement), ElementsAre("w0", "w0", "w0"));
   EXPECT_EQ(decision.placement.side_worker_id(), "w0");
 }
 
 TEST(PlaceTest, AsManyWorkersAsStagesPutTheSideNetworkWithTheLastStage) {
   const PlacementDecision decision = Place(Resources(2, 2), ModelWithLayers(6), Workers(3));
-  ASSERT_TRUE(decision.placed);
+  ASSERT_TRUE(decision.is_placed);
   EXPECT_THAT(StageWorkers(decision.placement), ElementsAre("w0", "w1"));
   EXPECT_EQ(decision.placement.side_worker_id(), "w1");
 }
 
 TEST(PlaceTest, FewerWorkersThanStagesHoldNeighbouringStages) {
   const PlacementDecision decision = Place(Resources(4, 2), ModelWithLayers(8), Workers(2));
-  ASSERT_TRUE(decision.placed);
+  ASSERT_TRUE(decision.is_placed);
   EXPECT_THAT(StageWorkers(decision.placement), ElementsAre("w0", "w0", "w1", "w1"));
   EXPECT_EQ(decision.placement.side_worker_id(), "w1");
 }
 
 TEST(PlaceTest, AWorkerCountWithoutStagesLeavesOneForTheSideNetwork) {
-  EXPECT_EQ(Place(Resources(0, 3), ModelWithLayers(8), Workers(2)).needed_workers, 3u);
+  EXPECT_THAT(Place(Resources(0, 3), ModelWithLayers(8), Workers(2)).message, HasSubstr("waiting for 3 idle"));
   const PlacementDecision decision = Place(Resources(0, 3), ModelWithLayers(8), Workers(5));
-  ASSERT_TRUE(decision.placed);
+  ASSERT_TRUE(decision.is_placed);
   EXPECT_THAT(StageWorkers(decision.placement), ElementsAre("w0", "w1"));
   EXPECT_EQ(decision.placement.side_worker_id(), "w2");
+}
+
+TEST(PlaceTest, ThePlacementSaysKindOfDeviceAndDataPlane) {
+  PlacementDecision decision = Place(Resources(2, 0), ModelWithLayers(6), Workers(3));
+  EXPECT_EQ(decision.placement.device(), v1::DEVICE_KIND_CPU);
+  EXPECT_EQ(decision.placement.data_plane(), v1::DATA_PLANE_GLOO);
+  EXPECT_EQ(decision.message, "2 stages and the side network on 3 cpu workers over gloo");
+  decision = Place(Resources(2, 2), ModelWithLayers(6), Gpus({80, 80}));
+  EXPECT_EQ(decision.placement.device(), v1::DEVICE_KIND_CUDA);
+  EXPECT_EQ(decision.placement.data_plane(), v1::DATA_PLANE_NCCL);
+  EXPECT_EQ(decision.message, "2 stages and the side network on 2 cuda workers over nccl");
+  decision = Place(Resources(1, 1), ModelWithLayers(6), Gpus({80, 80}));
+  EXPECT_EQ(decision.placement.data_plane(), v1::DATA_PLANE_IN_PROCESS);
+  EXPECT_EQ(decision.message, "1 stage and the side network on 1 cuda worker");
+}
+
+TEST(PlaceTest, AutoTakesCudaWorkersWhereThereAreEnoughOfThem) {
+  const std::vector<WorkerOffer> workers = Together(Workers(4), Gpus({80, 80, 80}));
+  const PlacementDecision decision = Place(Resources(2, 0), ModelWithLayers(6), workers);
+  ASSERT_TRUE(decision.is_placed);
+  EXPECT_THAT(StageWorkers(decision.placement), ElementsAre("g0", "g1"));
+  EXPECT_EQ(decision.placement.side_worker_id(), "g2");
+}
+
+TEST(PlaceTest, AutoWaitsForBusyCudaWorkersThatCouldHostIt) {
+  std::vector<WorkerOffer> gpus = Gpus({80, 80, 80});
+  gpus[1].is_idle = gpus[2].is_idle = false;
+  const PlacementDecision decision = Place(Resources(2, 0), ModelWithLayers(6), Together(Workers(4), gpus));
+  EXPECT_FALSE(decision.is_placed);
+  EXPECT_EQ(decision.message, "waiting for 3 idle cuda workers, 1 of 3 is idle");
+}
+
+TEST(PlaceTest, AutoTakesCpuWorkersWhereCudaWorkersAreTooFewAndSaysWhy) {
+  const PlacementDecision decision = Place(Resources(2, 0), ModelWithLayers(6), Together(Workers(3), Gpus({80})));
+  ASSERT_TRUE(decision.is_placed);
+  EXPECT_THAT(StageWorkers(decision.placement), ElementsAre("w0", "w1"));
+  EXPECT_EQ(decision.placement.side_worker_id(), "w2");
+  EXPECT_EQ(
+      decision.message,
+      "2 stages and the side network on 3 cpu workers over gloo (the cuda workers cannot host it: it needs 3, 1 is "
+      "registered)");
+}
+
+TEST(PlaceTest, AutoTakesCpuWorkersWhereTheGpuIsTooSmall) {
+  const PlacementDecision decision = Place(Resources(1, 1), Llama7B(), Together(Workers(1), Gpus({2})));
+  ASSERT_TRUE(decision.is_placed);
+  EXPECT_EQ(decision.placement.device(), v1::DEVICE_KIND_CPU);
+  EXPECT_THAT(decision.message,
+              HasSubstr("(the cuda workers cannot host it: stage 0 (layers 0 to 31) and side network"));
+}
+
+TEST(PlaceTest, KindsAreNeverMixed) {
+  for (const v1::DeviceKind device : {v1::DEVICE_KIND_AUTO, v1::DEVICE_KIND_CPU, v1::DEVICE_KIND_CUDA}) {
+    const PlacementDecision decision =
+        Place(Resources(3, 0, device), ModelWithLayers(6), Together(Workers(2), Gpus({80, 80})));
+    EXPECT_FALSE(decision.is_placed);
+  }
+}
+
+TEST(PlaceTest, AKindThatIsNotThereIsNamedAndTheOtherOffered) {
+  EXPECT_EQ(
+      Place(Resources(2, 0, v1::DEVICE_KIND_CUDA), ModelWithLayers(6), Workers(3)).message,
+      "waiting for 3 idle cuda workers, none is registered; 3 cpu workers are idle: set resources.device=cpu to use "
+      "them");
+  EXPECT_EQ(
+      Place(Resources(1, 1, v1::DEVICE_KIND_CPU), ModelWithLayers(6), Gpus({80})).message,
+      "waiting for 1 idle cpu worker, none is registered; 1 cuda worker is idle: set resources.device=cuda to use "
+      "it");
+}
+
+TEST(PlaceTest, TheOtherKindIsNotOfferedWhereWaitingIsEnough) {
+  std::vector<WorkerOffer> gpus = Gpus({80});
+  gpus[0].is_idle = false;
+  const PlacementDecision decision =
+      Place(Resources(1, 1, v1::DEVICE_KIND_CUDA), ModelWithLayers(6), Together(Workers(3), gpus));
+  EXPECT_EQ(decision.message, "waiting for 1 idle cuda worker, 0 of 1 are idle");
+}
+
+TEST(PlaceTest, APlacementThatDoesNotFitItsMemoryWaitsAndSaysWhatIsMissing) {
+  const PlacementDecision decision = Place(Resources(1, 0, v1::DEVICE_KIND_CUDA), Llama7B(), Gpus({4, 4}));
+  ASSERT_FALSE(decision.is_placed);
+  EXPECT_THAT(decision.message,
+              StartsWith("waiting for cuda workers with more memory: stage 0 (layers 0 to 31) needs "));
+  EXPECT_THAT(decision.message,
+              HasSubstr(" of cuda:0 of host h, which has 4.0 GB; with 2 stages on 3 cuda workers, each "
+                        "with a device of its own, it fits"));
+  EXPECT_TRUE(Place(Resources(2, 0, v1::DEVICE_KIND_CUDA), Llama7B(), Gpus({4, 4, 4})).is_placed);
+}
+
+TEST(PlaceTest, WhatFitsWithNoNumberOfStagesIsSaidToBeSo) {
+  EXPECT_THAT(Place(Resources(1, 0, v1::DEVICE_KIND_CUDA), Llama7B(), Gpus({1, 1})).message,
+              EndsWith("; it fits with no number of stages"));
+}
+
+TEST(PlaceTest, WithoutWishesAsManyWorkersAreNeededAsMemoryDemands) {
+  EXPECT_TRUE(Place(Resources(0, 0), Llama7B(), Gpus({12})).is_placed);
+  EXPECT_THAT(Place(Resources(0, 0), Llama7B(), Gpus({4})).message, HasSubstr("; with 2 stages on 3 cuda workers"));
+  const PlacementDecision decision = Place(Resources(0, 0), Llama7B(), Gpus({4, 4, 4}));
+  ASSERT_TRUE(decision.is_placed);
+  EXPECT_EQ(decision.placement.stages_size(), 2);
+}
+
+TEST(PlaceTest, WorkersWithTooLittleMemoryAreLeftOut) {
+  PlacementDecision decision = Place(Resources(1, 0), Llama7B(), Gpus({1, 8, 80}));
+  ASSERT_TRUE(decision.is_placed);
+  EXPECT_THAT(StageWorkers(decision.placement), ElementsAre("g2"));
+  EXPECT_EQ(decision.placement.side_worker_id(), "g1");
+  // The same where the number of stages is free.
+  decision = Place(Resources(0, 0), Llama7B(), Gpus({1, 8, 80}));
+  ASSERT_TRUE(decision.is_placed);
+  EXPECT_THAT(StageWorkers(decision.placement), ElementsAre("g2"));
+  EXPECT_EQ(decision.placement.side_worker_id(), "g1");
+}
+
+TEST(PlaceTest, WorkersOnOneGpuShareItsMemory) {
+  std::vector<WorkerOffer> gpus = Gpus({6, 6, 6});
+  ASSERT_TRUE(Place(Resources(2, 0), Llama7B(), gpus).is_placed);
+  for (WorkerOffer& worker : gpus) worker.device = "cuda:0 of host h";
+  const PlacementDecision decision = Place(Resources(2, 0), Llama7B(), gpus);
+  ASSERT_FALSE(decision.is_placed);
+  EXPECT_THAT(decision.message,
+              HasSubstr("stage 0 (layers 0 to 15) and stage 1 (layers 16 to 31) and side network need "));
+}
+
+TEST(PlaceTest, MemoryThatOtherJobsTakeIsNotGivenAgain) {
+  std::vector<WorkerOffer> gpus = Gpus({14, 14});
+  gpus[1].device = gpus[0].device;
+  ASSERT_TRUE(Place(Resources(1, 1), Llama7B(), gpus).is_placed);
+  gpus[0].is_idle = false;
+  gpus[0].used_bytes = 9 * kGigabyte;
+  EXPECT_THAT(Place(Resources(1, 1), Llama7B(), gpus).message, HasSubstr("which has 5.0 GB of its 14.0 GB left"));
+}
+
+TEST(PlaceTest, PartsCarryWhatTheyNeed) {
+  const PlacementDecision decision = Place(Resources(2, 0), Llama7B(), Gpus({80, 80, 80}));
+  const MemoryNeed need(Llama7B(), TrainingLoad(), v1::DEVICE_KIND_CUDA);
+  EXPECT_EQ(decision.placement.stages(0).memory_bytes(), need.StageBytes(0, 16));
+  EXPECT_EQ(decision.placement.stages(1).memory_bytes(), need.StageBytes(16, 16));
+  EXPECT_EQ(decision.placement.side_memory_bytes(), need.SideBytes());
 }
 
 TEST(WaitingMessageTest, SaysWhatIsMissingAndWhatIsThere) {

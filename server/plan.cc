@@ -8,15 +8,24 @@
 
 namespace qst {
 
+void CopyPlacement(const v1::Placement& placement, v1::JobPlan* plan) {
+  *plan->mutable_stages() = placement.stages();
+  plan->set_side_worker_id(placement.side_worker_id());
+  plan->set_data_plane(placement.data_plane());
+  plan->set_side_memory_bytes(placement.side_memory_bytes());
+}
+
 Plan::Plan(v1::JobPlan plan, v1::HostPart side_work) : plan_(std::move(plan)), side_work_(std::move(side_work)) {
   for (const v1::PlacedStage& stage : plan_.stages()) {
     PlanPart& part = parts_.emplace_back();
     part.id.set_stage(stage.stage());
     part.worker_id = stage.worker_id();
+    part.memory_bytes = stage.memory_bytes();
   }
   PlanPart& side = parts_.emplace_back();
   side.id.set_is_side(true);
   side.worker_id = plan_.side_worker_id();
+  side.memory_bytes = plan_.side_memory_bytes();
   for (PlanPart& part : parts_) {
     part.id.set_job_id(plan_.job_id());
     part.id.set_plan_id(plan_.plan_id());
@@ -61,7 +70,7 @@ int Plan::NumReady() const {
 }
 
 void Plan::Start(WorkerRegistry* registry) const {
-  for (const PlanPart& part : parts_) registry->Assign(part.worker_id, part.id);
+  for (const PlanPart& part : parts_) registry->Assign(part.worker_id, part.id, part.memory_bytes);
   for (const PlanPart& part : parts_) registry->Send(part.worker_id, HostCommand(part));
 }
 

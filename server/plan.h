@@ -2,6 +2,7 @@
 #ifndef QST_SERVER_PLAN_H_
 #define QST_SERVER_PLAN_H_
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -20,8 +21,12 @@ enum class PartPhase {
 struct PlanPart {
   v1::HostedPart id;
   std::string worker_id;
+  std::uint64_t memory_bytes = 0;  // as in the placement
   PartPhase phase = PartPhase::kCommanded;
 };
+
+// What a plan takes over from its placement: who hosts what, and how the parts are connected.
+void CopyPlacement(const v1::Placement& placement, v1::JobPlan* plan);
 
 class Plan {
  public:

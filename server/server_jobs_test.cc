@@ -186,7 +186,7 @@ TEST_F(ServerJobsTest, ALaterJobWaitsBehindTheFirstEvenIfItWouldFit) {
   const auto second = Submit(Spec(1, 1));
   ASSERT_TRUE(second.ok());
   auto worker = NewWorker("w0");
-  AwaitMessage(first, "waiting for 3 idle workers, 1 registered");
+  AwaitMessage(first, "waiting for 3 idle cpu workers, 1 of 1 is idle");
   EXPECT_EQ(GetJob(second->id()).status_message(), "waiting behind job " + first);
   QST_ASSERT_OK(Cancel(first));
   EXPECT_EQ(worker->AwaitParts(1).size(), 1u);

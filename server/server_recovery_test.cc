@@ -43,7 +43,7 @@ TEST_F(ServerRecoveryTest, ARunningJobIsQueuedAgainIfAWorkerDoesNotComeBackAfter
   StartServer();
   ReturnWorkers(2);
   AdvanceWithHeartbeats(absl::Seconds(21));
-  AwaitMessage(job_id_, "waiting for 3 idle workers");
+  AwaitMessage(job_id_, "waiting for 3 idle cpu workers, ");
   EXPECT_EQ(GetJob(job_id_).state(), v1::JOB_STATE_QUEUED);
   for (int i = 0; i < 2; ++i) {
     ASSERT_TRUE(workers_[i]->Await(v1::WorkerCommand::kRelease).has_value());
@@ -65,7 +65,7 @@ TEST_F(ServerRecoveryTest, AWorkerThatComesBackWithoutItsPartAfterACrashQueuesTh
   StartServer();
   workers_.clear();
   workers_.push_back(NewWorker("w1", {}, "second"));
-  AwaitMessage(job_id_, "waiting for 3 idle workers");
+  AwaitMessage(job_id_, "waiting for 3 idle cpu workers, ");
   EXPECT_EQ(GetJob(job_id_).state(), v1::JOB_STATE_QUEUED);
 }
 
@@ -92,6 +92,9 @@ TEST_F(ServerRecoveryTest, QueuedJobsSurviveACrashInOrder) {
   CrashServer();
   StartServer();
   auto worker = NewWorker("w0");
+  // Whether there are CUDA workers is known once workers had time to register.
+  AwaitMessage(first, "waiting for workers to register");
+  Advance(absl::Seconds(4));
   const auto parts = worker->AwaitParts(2);
   ASSERT_EQ(parts.size(), 2u);
   EXPECT_EQ(parts[0].plan().job_id(), first);

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "server/log.h"
-#include "server/placement.h"
 
 namespace qst {
 namespace {
@@ -187,6 +187,24 @@ std::vector<std::string> WorkerRegistry::IdleWorkers() const {
   return ids;
 }
 
+std::vector<WorkerOffer> WorkerRegistry::Offers() const {
+  std::vector<WorkerOffer> offers;
+  for (const auto& [id, entry] : workers_) {
+    if (entry.is_lost) continue;
+    WorkerOffer& offer = offers.emplace_back();
+    const bool is_cuda = absl::StartsWith(entry.hello.device(), "cuda");
+    offer.id = id;
+    offer.kind = is_cuda ? v1::DEVICE_KIND_CUDA : v1::DEVICE_KIND_CPU;
+    offer.device = absl::StrCat(is_cuda ? entry.hello.device() : "the memory", " of host ", entry.hello.host());
+    offer.memory_bytes = is_cuda ? entry.hello.device_memory_bytes() : entry.hello.memory_bytes();
+    for (const Part& part : entry.parts) offer.used_bytes += part.memory_bytes;
+    offer.is_idle = entry.link != nullptr && !IsBusy(entry);
+  }
+  std::sort(offers.begin(), offers.end(),
+            [](const WorkerOffer& a, const WorkerOffer& b) { return ComesBefore(a.id, b.id); });
+  return offers;
+}
+
 WorkerRegistry::Counts WorkerRegistry::Count() const {
   Counts counts;
   for (const auto& [id, entry] : workers_) {
@@ -230,6 +248,8 @@ std::vector<v1::Worker> WorkerRegistry::List() const {
     worker.set_pid(entry->hello.pid());
     worker.set_num_threads(entry->hello.num_threads());
     worker.set_memory_bytes(entry->hello.memory_bytes());
+    worker.set_device_name(entry->hello.device_name());
+    worker.set_device_memory_bytes(entry->hello.device_memory_bytes());
     for (const Part& part : entry->parts) {
       worker.set_job_id(part.id.job_id());
       worker.add_parts(PartName(part.id.is_side(), part.id.stage()));
@@ -249,7 +269,7 @@ void WorkerRegistry::Send(const std::string& worker_id, const v1::WorkerCommand&
   if (entry != nullptr && entry->link != nullptr) entry->link->Send(command);
 }
 
-void WorkerRegistry::Assign(const std::string& worker_id, const v1::HostedPart& part) {
+void WorkerRegistry::Assign(const std::string& worker_id, const v1::HostedPart& part, std::uint64_t memory_bytes) {
   Entry* entry = Find(worker_id);
   if (entry == nullptr || entry->is_lost) return;
   // The last plan's parts may still be on their way out if the worker was taken as free.
@@ -261,7 +281,7 @@ void WorkerRegistry::Assign(const std::string& worker_id, const v1::HostedPart& 
       return;
     }
   }
-  entry->parts.push_back({part, false});
+  entry->parts.push_back({part, memory_bytes, false});
 }
 
 void WorkerRegistry::ReleasePlan(const std::string& plan_id) {
@@ -289,7 +309,8 @@ void WorkerRegistry::ReleaseUnknown(const std::string& worker_id, const v1::Host
                        part.plan_id(), ", which is over: released"));
   if (entry->parts.empty() || entry->is_releasing) {
     const bool was_releasing = entry->is_releasing;
-    Assign(worker_id, part);
+    // What it takes is not known any more.
+    Assign(worker_id, part, 0);
     entry->is_releasing = true;
     if (!was_releasing) entry->release_started = executor_->Now();
   }

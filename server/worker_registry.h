@@ -23,6 +23,7 @@
 #include "absl/time/time.h"
 #include "proto/qst/v1/control.pb.h"
 #include "server/executor.h"
+#include "server/placement.h"
 
 namespace qst {
 
@@ -81,6 +82,8 @@ class WorkerRegistry {
 
   // Connected and free, by id: w2 before w10.
   std::vector<std::string> IdleWorkers() const;
+  // All that are not lost, in the same order.
+  std::vector<WorkerOffer> Offers() const;
   Counts Count() const;
   bool IsLost(const std::string& worker_id) const;
   // Its stream is broken and it has not come back yet, or it is lost.
@@ -91,8 +94,8 @@ class WorkerRegistry {
 
   // The command is dropped if the worker is away.
   void Send(const std::string& worker_id, const v1::WorkerCommand& command);
-  // The worker hosts this part of a plan from now on. Says nothing to the worker.
-  void Assign(const std::string& worker_id, const v1::HostedPart& part);
+  // The worker hosts this part of a plan from now on, which takes so much of its memory. Says nothing to the worker.
+  void Assign(const std::string& worker_id, const v1::HostedPart& part, std::uint64_t memory_bytes);
   // Tells the plan's workers to drop it; each is idle once it reported all its parts as released.
   void ReleasePlan(const std::string& plan_id);
   // Tells one worker to drop a plan that nobody knows (any more).
@@ -110,6 +113,7 @@ class WorkerRegistry {
  private:
   struct Part {
     v1::HostedPart id;
+    std::uint64_t memory_bytes = 0;  // as computed for its placement
     bool has_ended = false;
   };
   struct Entry {

@@ -21,7 +21,9 @@ FakeWorker::FakeWorker(const std::string& address, const Options& options) : opt
   v1::Hello* hello = report.mutable_hello();
   hello->set_worker_id(options.id);
   hello->set_incarnation(options.incarnation);
-  hello->set_device("cpu");
+  hello->set_device(options.device);
+  hello->set_device_name(options.device_name);
+  hello->set_device_memory_bytes(options.device_memory_bytes);
   hello->set_host("testhost");
   hello->set_pid(123);
   hello->set_num_threads(1);

@@ -26,6 +26,9 @@ class FakeWorker {
     std::string incarnation = "first";
     std::string store_path;
     std::vector<v1::HostedPart> hosted;
+    std::string device = "cpu";
+    std::string device_name;
+    std::uint64_t device_memory_bytes = 0;
   };
 
   // Connects and says hello.

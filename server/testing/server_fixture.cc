@@ -77,6 +77,19 @@ std::unique_ptr<FakeWorker> ServerFixture::NewWorker(const std::string& id, std:
   return worker;
 }
 
+std::unique_ptr<FakeWorker> ServerFixture::NewCudaWorker(const std::string& id, const std::string& device,
+                                                         std::uint64_t device_memory_bytes) {
+  FakeWorker::Options options;
+  options.id = id;
+  options.store_path = store_;
+  options.device = device;
+  options.device_name = absl::StrCat("Test GPU (", device, ", sm_90)");
+  options.device_memory_bytes = device_memory_bytes;
+  auto worker = std::make_unique<FakeWorker>(address(), options);
+  EXPECT_TRUE(worker->Await(v1::WorkerCommand::kWelcome).has_value()) << "worker " << id << " is not welcome";
+  return worker;
+}
+
 void ServerFixture::AwaitWorker(const std::string& id, v1::WorkerState state) {
   const absl::Time give_up = absl::Now() + kPatience;
   while (absl::Now() < give_up) {
@@ -100,6 +113,13 @@ void ServerFixture::CompleteImport(FakeWorker* worker, const v1::ImportCommand& 
   model.set_architecture("llama");
   model.set_num_layers(6);
   model.set_hidden_size(64);
+  model.set_intermediate_size(160);
+  model.set_num_heads(8);
+  model.set_num_kv_heads(4);
+  model.set_head_dim(8);
+  model.set_vocab_size(1000);
+  model.set_layer_bytes(30'000);
+  model.set_embedding_bytes(128'000);
   worker->ReportModel(model);
 }
 

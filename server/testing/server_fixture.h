@@ -34,6 +34,9 @@ class ServerFixture : public testing::Test {
 
   std::unique_ptr<FakeWorker> NewWorker(const std::string& id, std::vector<v1::HostedPart> hosted = {},
                                         const std::string& incarnation = "first");
+  // A worker with a GPU of its own.
+  std::unique_ptr<FakeWorker> NewCudaWorker(const std::string& id, const std::string& device,
+                                            std::uint64_t device_memory_bytes);
   // Waits until the coordinator lists the worker in this state.
   void AwaitWorker(const std::string& id, v1::WorkerState state);
 

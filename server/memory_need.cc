@@ -1,0 +1,157 @@
+#include "server/memory_need.h"
+
+#include <algorithm>
+
+namespace qst {
+namespace {
+
+// Activations, parameters and optimizer are float32 on both devices, or narrower.
+constexpr std::uint64_t kFloat = 4;
+// A stage's feed-forward part, and the rows whose logits exist at a time, are computed in pieces of at most so many
+// tokens.
+constexpr std::uint64_t kMlpTokens = 1024;
+constexpr std::uint64_t kHeadRows = 512;
+// States of one layer that a stage has on their way at a time.
+constexpr std::uint64_t kStatesUnderWay = 2;
+// What a part takes of a GPU whatever its size: workspace of matrix products, panels of unpacked weights, staging.
+constexpr std::uint64_t kCudaScratchBytes = 256 << 20;
+// Classification without a label set in the job: the number of labels is known only when the data are read.
+constexpr std::uint64_t kUnknownLabels = 64;
+
+std::uint64_t DivideUp(std::uint64_t n, std::uint64_t by) { return (n + by - 1) / by; }
+std::uint64_t RoundUp(std::uint64_t n, std::uint64_t to) { return DivideUp(n, to) * to; }
+
+// One layer's states of `tokens` tokens in the wire type.
+std::uint64_t WireBytes(v1::WireDtype dtype, std::uint64_t tokens, std::uint64_t hidden_size) {
+  switch (dtype) {
+    case v1::WIRE_DTYPE_F32:
+      return tokens * hidden_size * 4;
+    case v1::WIRE_DTYPE_INT8:
+    case v1::WIRE_DTYPE_FP8:
+      return tokens * (hidden_size + kFloat);
+    default:
+      return tokens * hidden_size * 2;
+  }
+}
+
+}  // namespace
+
+JobLoad LoadOfTraining(const v1::JobSpec& spec) {
+  JobLoad load;
+  load.pass_tokens = std::max(spec.train().backbone_batch_tokens(), spec.data().max_length());
+  load.passes_in_flight = spec.train().max_passes_in_flight();
+  load.wire_dtype = spec.train().wire_dtype();
+  load.side = spec.side();
+  load.task = spec.task();
+  load.micro_batch_tokens = spec.train().micro_batch_tokens();
+  return load;
+}
+
+JobLoad LoadOfGeneration(const v1::GenerateRequest& request, const v1::JobSpec* trained, std::uint64_t max_tokens) {
+  JobLoad load;
+  load.pass_tokens = max_tokens;
+  load.wire_dtype = request.wire_dtype();
+  load.cached_tokens = max_tokens;
+  load.has_side_network = trained != nullptr;
+  if (trained != nullptr) {
+    load.side = trained->side();
+    load.task = trained->task();
+  }
+  return load;
+}
+
+MemoryNeed::MemoryNeed(const v1::Model& model, const JobLoad& load, v1::DeviceKind device)
+    : model_(model), load_(load), device_(device) {
+  const std::uint64_t d = model.hidden_size();
+  // A record of before these fields existed: as many key heads as query heads.
+  const std::uint64_t heads = model.num_heads() > 0 ? model.num_heads() : std::max<std::uint64_t>(1, d / 128);
+  const std::uint64_t kv_heads = model.num_kv_heads() > 0 ? model.num_kv_heads() : heads;
+  const std::uint64_t head_dim = model.head_dim() > 0 ? model.head_dim() : DivideUp(d, heads);
+  const std::uint64_t inner = model.intermediate_size() > 0 ? model.intermediate_size() : 4 * d;
+  q_width_ = heads * head_dim;
+  kv_width_ = kv_heads * head_dim;
+  // As the worker works out the side network's widths.
+  const std::uint64_t reduction = std::max<std::uint64_t>(1, load.side.reduction());
+  const std::uint64_t side_head_dim = RoundUp(DivideUp(d, reduction * heads), 2);
+  side_hidden_ = side_head_dim * heads;
+  side_kv_ = side_head_dim * kv_heads;
+  side_inner_ = RoundUp(DivideUp(inner, reduction), 8);
+  inner_ = inner;
+  heads_ = heads;
+  const bool has_side_network = load.has_side_network && load.side.preset() != v1::SIDE_PRESET_PROBE;
+  num_side_layers_ = has_side_network ? model.num_layers() : 0;
+}
+
+std::uint64_t MemoryNeed::StageBytes(std::uint32_t first_layer, std::uint32_t num_layers) const {
+  if (!is_known()) return 0;
+  const std::uint64_t d = model_.hidden_size();
+  const std::uint64_t tokens = load_.pass_tokens;
+  std::uint64_t bytes = num_layers * model_.layer_bytes();
+  if (first_layer == 0) bytes += model_.embedding_bytes();
+  bytes += kFloat * (tokens * 2 * (d + q_width_ + kv_width_) + std::min(tokens, kMlpTokens) * 2 * inner_);
+  bytes += kFloat * num_layers * load_.cached_tokens * 2 * kv_width_;
+  // Residual streams that came ahead, and states that are leaving.
+  bytes += load_.passes_in_flight * tokens * d * kFloat;
+  bytes += kStatesUnderWay * WireBytes(load_.wire_dtype, tokens, d);
+  return bytes + (device_ == v1::DEVICE_KIND_CUDA ? kCudaScratchBytes : 0);
+}
+
+std::uint64_t MemoryNeed::NumOutputs() const {
+  if (load_.task.type() != v1::TASK_TYPE_CLASSIFICATION) return model_.vocab_size();
+  return load_.task.labels_size() > 0 ? load_.task.labels_size() : kUnknownLabels;
+}
+
+std::uint64_t MemoryNeed::SideParameters() const {
+  const std::uint64_t d = model_.hidden_size();
+  const std::uint64_t ds = side_hidden_;
+  const std::uint64_t classifier = load_.task.type() == v1::TASK_TYPE_CLASSIFICATION ? NumOutputs() * d : 0;
+  if (num_side_layers_ == 0) return classifier;
+  std::uint64_t down = 2 * ds;  // its norm
+  switch (load_.side.downsample()) {
+    case v1::DOWNSAMPLE_LINEAR:
+      down += d * ds;
+      break;
+    case v1::DOWNSAMPLE_MAXPOOL:
+    case v1::DOWNSAMPLE_AVGPOOL:
+      break;
+    default:
+      down += load_.side.rank() * (d + ds);
+  }
+  const std::uint64_t layer = 2 * ds * (ds + side_kv_) + 3 * ds * side_inner_ + 3 * ds;  // two norms, gates
+  const std::uint64_t up = d * ds + ds + 2 * d;
+  return (num_side_layers_ + 1) * down + num_side_layers_ * layer + up + classifier;
+}
+
+std::uint64_t MemoryNeed::SideActivationBytes() const {
+  const std::uint64_t d = model_.hidden_size();
+  const std::uint64_t ds = side_hidden_;
+  const std::uint64_t tokens = load_.micro_batch_tokens;
+  const std::uint64_t down = 2 * ds + 2 + load_.side.rank();
+  const std::uint64_t layer = 5 * ds + 2 * side_kv_ + heads_ + 2 * side_inner_ + 2;
+  const std::uint64_t backward = 4 * ds + std::max(4 * side_inner_, 2 * ds + 2 * side_kv_);
+  const std::uint64_t head = std::min(tokens, kHeadRows) * (4 * d + 4 * ds + 1 + NumOutputs());
+  if (num_side_layers_ == 0) return kFloat * head;
+  const std::uint64_t kept = tokens * (down + num_side_layers_ * (down + layer));
+  return kFloat * (kept + std::max(head, tokens * backward));
+}
+
+std::uint64_t MemoryNeed::SideBytes() const {
+  if (!is_known()) return 0;
+  std::uint64_t bytes = device_ == v1::DEVICE_KIND_CUDA ? kCudaScratchBytes : 0;
+  // The LM head, which is the embedding table where the two are tied.
+  if (load_.task.type() != v1::TASK_TYPE_CLASSIFICATION) {
+    bytes += model_.head_bytes() > 0 ? model_.head_bytes() : model_.embedding_bytes();
+  }
+  const bool is_trained = load_.micro_batch_tokens > 0;
+  // Values; gradients and two moments where they are trained.
+  bytes += SideParameters() * kFloat * (is_trained ? 4 : 1);
+  bytes += kFloat * num_side_layers_ * load_.cached_tokens * 2 * side_kv_;
+  if (is_trained) bytes += SideActivationBytes();
+  // All layers' states of the passes on their way; without a side network, the last layer's. That one is never
+  // narrower than bf16.
+  const std::uint64_t state = WireBytes(load_.wire_dtype, load_.pass_tokens, model_.hidden_size());
+  const std::uint64_t last = std::max(state, WireBytes(v1::WIRE_DTYPE_BF16, load_.pass_tokens, model_.hidden_size()));
+  return bytes + load_.passes_in_flight * (num_side_layers_ * state + last);
+}
+
+}  // namespace qst
