@@ -92,10 +92,10 @@ absl::Status Synchronize(const OpContext& ctx) {
   return IsCuda(ctx) ? cuda::Synchronize(*ctx.stream) : absl::OkStatus();
 }
 
-absl::StatusOr<DeviceEvent> DeviceEvent::Create(const OpContext& ctx) {
+absl::StatusOr<DeviceEvent> DeviceEvent::Create(const OpContext& ctx, bool is_timed) {
   DeviceEvent event;
   if (IsCuda(ctx)) {
-    QST_ASSIGN_OR_RETURN(cuda::Event made, cuda::Event::Create());
+    QST_ASSIGN_OR_RETURN(cuda::Event made, cuda::Event::Create(is_timed));
     event.event_ = std::make_unique<cuda::Event>(std::move(made));
   }
   return event;
@@ -110,5 +110,16 @@ absl::Status DeviceEvent::MakeWait(const OpContext& ctx) const {
 }
 
 absl::Status DeviceEvent::Wait() const { return event_ == nullptr ? absl::OkStatus() : event_->Synchronize(); }
+
+absl::StatusOr<bool> DeviceEvent::IsDone() const {
+  if (event_ == nullptr) return true;
+  return event_->IsDone();
+}
+
+absl::StatusOr<absl::Duration> DeviceEvent::Since(const DeviceEvent& earlier) const {
+  if (event_ == nullptr || earlier.event_ == nullptr) return absl::ZeroDuration();
+  QST_ASSIGN_OR_RETURN(const double milliseconds, event_->MillisecondsSince(*earlier.event_));
+  return absl::Milliseconds(milliseconds);
+}
 
 }  // namespace qst

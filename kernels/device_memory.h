@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "kernels/cuda/device.h"
 #include "kernels/device.h"
 
@@ -58,13 +59,17 @@ class DeviceMemory {
 class DeviceEvent {
  public:
   DeviceEvent() = default;
-  static absl::StatusOr<DeviceEvent> Create(const OpContext& ctx);
+  // With `is_timed`, Since may be asked; waiting for others is quicker.
+  static absl::StatusOr<DeviceEvent> Create(const OpContext& ctx, bool is_timed = false);
 
   absl::Status Record(const OpContext& ctx);
   // Work enqueued on `ctx` from now on begins after what was recorded last.
   absl::Status MakeWait(const OpContext& ctx) const;
   // Holds up the host until then.
   absl::Status Wait() const;
+  absl::StatusOr<bool> IsDone() const;
+  // Of the device's time, from what `earlier` recorded to what this did; both are timed and done. Zero on CPU.
+  absl::StatusOr<absl::Duration> Since(const DeviceEvent& earlier) const;
 
  private:
   std::unique_ptr<cuda::Event> event_;  // null on CPU

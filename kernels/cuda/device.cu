@@ -303,9 +303,9 @@ absl::Status Synchronize(Stream& stream) {
 
 // ---- Events ---------------------------------------------------------------------------------------
 
-absl::StatusOr<Event> Event::Create() {
+absl::StatusOr<Event> Event::Create(bool is_timed) {
   cudaEvent_t event = nullptr;
-  QST_CUDA_RETURN_IF_ERROR(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  QST_CUDA_RETURN_IF_ERROR(cudaEventCreateWithFlags(&event, is_timed ? cudaEventDefault : cudaEventDisableTiming));
   return Event(event);
 }
 
@@ -341,6 +341,13 @@ absl::StatusOr<bool> Event::IsDone() const {
   if (error == cudaErrorNotReady) return false;
   QST_CUDA_RETURN_IF_ERROR(error);
   return true;
+}
+
+absl::StatusOr<double> Event::MillisecondsSince(const Event& earlier) const {
+  float milliseconds = 0.0f;
+  QST_CUDA_RETURN_IF_ERROR(cudaEventElapsedTime(&milliseconds, static_cast<cudaEvent_t>(earlier.event_),
+                                                static_cast<cudaEvent_t>(event_)));
+  return milliseconds;
 }
 
 }  // namespace cuda

@@ -84,7 +84,8 @@ absl::Status Synchronize(Stream& stream);
 // A point in a stream that others wait for without holding up the host.
 class Event {
  public:
-  static absl::StatusOr<Event> Create();
+  // With `is_timed`, MillisecondsSince may be asked; waiting for others is quicker.
+  static absl::StatusOr<Event> Create(bool is_timed = false);
   Event(Event&& other) noexcept;
   Event& operator=(Event&& other) noexcept;
   ~Event();
@@ -94,6 +95,8 @@ class Event {
   absl::Status MakeWait(Stream& stream) const;
   absl::Status Synchronize() const;
   absl::StatusOr<bool> IsDone() const;
+  // Of the device's time, between what the two recorded; both are timed and done.
+  absl::StatusOr<double> MillisecondsSince(const Event& earlier) const;
 
  private:
   explicit Event(void* event) : event_(event) {}

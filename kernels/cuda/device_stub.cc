@@ -37,7 +37,7 @@ absl::Status CopyOnDevice(Stream&, const void*, std::int64_t, void*) { return No
 absl::Status FillZero(Stream&, void*, std::int64_t) { return NoCudaBackend(); }
 absl::Status Synchronize(Stream&) { return NoCudaBackend(); }
 
-absl::StatusOr<Event> Event::Create() { return NoCudaBackend(); }
+absl::StatusOr<Event> Event::Create(bool) { return NoCudaBackend(); }
 Event::Event(Event&&) noexcept {}
 Event& Event::operator=(Event&&) noexcept { return *this; }
 Event::~Event() = default;
@@ -45,6 +45,7 @@ absl::Status Event::Record(Stream&) { return NoCudaBackend(); }
 absl::Status Event::MakeWait(Stream&) const { return NoCudaBackend(); }
 absl::Status Event::Synchronize() const { return NoCudaBackend(); }
 absl::StatusOr<bool> Event::IsDone() const { return NoCudaBackend(); }
+absl::StatusOr<double> Event::MillisecondsSince(const Event&) const { return NoCudaBackend(); }
 
 }  // namespace cuda
 }  // namespace qst

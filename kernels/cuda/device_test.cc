@@ -107,6 +107,48 @@ TEST_F(CudaDeviceTest, StreamsHandOverByEvents) {
   device->Free(*b);
 }
 
+TEST_F(CudaDeviceTest, TimedEventsMeasureTheWorkBetweenThem) {
+  const std::unique_ptr<Device> device = OpenWithBudget(64 << 20);
+  ASSERT_NE(device, nullptr);
+  QST_ASSERT_OK(device->MakeCurrent());
+  const absl::StatusOr<StreamPtr> stream = device->NewStream();
+  QST_ASSERT_OK(stream);
+  absl::StatusOr<Event> begin = Event::Create(/*is_timed=*/true);
+  absl::StatusOr<Event> end = Event::Create(/*is_timed=*/true);
+  QST_ASSERT_OK(begin);
+  QST_ASSERT_OK(end);
+  constexpr std::int64_t kBytes = 32 << 20;
+  const absl::StatusOr<void*> memory = device->Allocate(kBytes);
+  QST_ASSERT_OK(memory);
+  QST_ASSERT_OK(begin->Record(**stream));
+  QST_ASSERT_OK(FillZero(**stream, *memory, kBytes));
+  QST_ASSERT_OK(end->Record(**stream));
+  QST_ASSERT_OK(end->Synchronize());
+  const absl::StatusOr<double> milliseconds = end->MillisecondsSince(*begin);
+  QST_ASSERT_OK(milliseconds);
+  EXPECT_GT(*milliseconds, 0.0);
+  absl::StatusOr<Event> untimed = Event::Create();
+  QST_ASSERT_OK(untimed);
+  QST_ASSERT_OK(untimed->Record(**stream));
+  QST_ASSERT_OK(Synchronize(**stream));
+  EXPECT_THAT(untimed->MillisecondsSince(*begin), StatusIs(absl::StatusCode::kInternal));
+  device->Free(*memory);
+}
+
+TEST_F(CudaDeviceTest, PeakBeginsAnewAtWhatIsInUse) {
+  const std::unique_ptr<Device> device = OpenWithBudget(64 << 20);
+  ASSERT_NE(device, nullptr);
+  const absl::StatusOr<void*> kept = device->Allocate(4 << 20);
+  const absl::StatusOr<void*> freed = device->Allocate(20 << 20);
+  QST_ASSERT_OK(kept);
+  QST_ASSERT_OK(freed);
+  device->Free(*freed);
+  EXPECT_EQ(device->peak_bytes(), 24 << 20);
+  device->ResetPeak();
+  EXPECT_EQ(device->peak_bytes(), 4 << 20);
+  device->Free(*kept);
+}
+
 }  // namespace
 }  // namespace cuda
 }  // namespace qst
