@@ -90,10 +90,9 @@ class StagePart : public Part {
 
     const StageRunner::Stats& stats = runner.stats();
     const std::string summary = absl::StrFormat(
-        "stage %d on %s: %d tokens in %d passes, %s %.2f s, sending %.2f s, waiting %.2f s; %s", id_.stage(),
-        context_.worker_id, stats.num_tokens, stats.num_passes, context_.device->is_cuda() ? "enqueueing" : "computing",
-        absl::ToDoubleSeconds(stats.forward_time), absl::ToDoubleSeconds(stats.send_time),
-        absl::ToDoubleSeconds(stats.waiting_time), DescribeMemory(context_));
+        "stage %d on %s: %d tokens in %d passes, computing %.2f s, sending %.2f s, waiting %.2f s; %s", id_.stage(),
+        context_.worker_id, stats.num_tokens, stats.num_passes, absl::ToDoubleSeconds(stats.compute_time),
+        absl::ToDoubleSeconds(stats.send_time), absl::ToDoubleSeconds(stats.waiting_time), DescribeMemory(context_));
     spdlog::info("job {}: {}", id_.job_id(), summary);
     const absl::Status closed = link_.Close(kGoodbyeTimeout, summary);
     if (!closed.ok()) spdlog::warn("job {}: stage {}: {}", id_.job_id(), id_.stage(), std::string(closed.message()));

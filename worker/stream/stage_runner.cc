@@ -112,7 +112,8 @@ StageRunner::StageRunner(Stage& stage, Transport& transport, const OpContext& ct
       options_(options),
       rank_(transport.rank()),
       pool_(BufferPool::Create(ctx)),
-      host_pool_(BufferPool::Create()) {}
+      host_pool_(BufferPool::Create()),
+      timer_(ctx) {}
 
 StageRunner::~StageRunner() = default;
 
@@ -149,8 +150,6 @@ absl::Status StageRunner::SendStates(std::uint64_t pass_id, std::int64_t layer, 
 absl::Status StageRunner::Forward(Work& work, Buffer& residual) {
   const std::int64_t num_tokens = work.pass.num_tokens();
   const std::int64_t width = stage_.hidden_size();
-  const absl::Time start = absl::Now();
-  absl::Duration in_sink;
   const HiddenStateSink sink = [&](std::int64_t layer, const ConstMatrixView& states) -> absl::Status {
     if (layer < work.first_layer) return absl::OkStatus();
     if (states.rows != num_tokens || states.cols != width || states.dtype != DType::kF32) {
@@ -158,18 +157,19 @@ absl::Status StageRunner::Forward(Work& work, Buffer& residual) {
                                               DTypeName(states.dtype), ", expected [", num_tokens, ", ", width,
                                               "] f32"));
     }
-    const absl::Time sink_start = absl::Now();
-    const absl::Status status = SendStates(work.pass.id, layer, states);
-    in_sink += absl::Now() - sink_start;
-    return status;
+    QST_RETURN_IF_ERROR(timer_.End());
+    const absl::Time start = absl::Now();
+    QST_RETURN_IF_ERROR(SendStates(work.pass.id, layer, states));
+    stats_.send_time += absl::Now() - start;
+    return timer_.Begin();
   };
   QST_RETURN_IF_ERROR(residual.BeginUse(ctx_));
   const MatrixView view = Matrix(reinterpret_cast<float*>(residual.data()), num_tokens, width);
-  absl::Status status = stage_.Forward(work.pass, view, sink);
+  absl::Status status = timer_.Begin();
+  if (status.ok()) status = stage_.Forward(work.pass, view, sink);
+  if (status.ok()) status = timer_.End();
   // Of a pass that failed half-way too: what was enqueued must be over before others get the buffer.
   status.Update(residual.EndUse(ctx_));
-  stats_.forward_time += absl::Now() - start - in_sink;
-  stats_.send_time += in_sink;
   return status;
 }
 
@@ -217,6 +217,11 @@ absl::Status StageRunner::Run() {
   }
   // A GPU may have failed after its work was enqueued.
   status.Update(Synchronize(ctx_));
+  if (status.ok()) {
+    const absl::StatusOr<absl::Duration> compute_time = timer_.Total();
+    if (compute_time.ok()) stats_.compute_time = *compute_time;
+    status = compute_time.status();
+  }
   if (!status.ok()) {
     // A failure of the transport itself is known to it, with a better reason than what it caused here.
     const absl::Status transport_status = transport_.status();

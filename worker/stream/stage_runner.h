@@ -10,6 +10,7 @@
 #include "absl/time/time.h"
 #include "kernels/device.h"
 #include "worker/backbone/stage.h"
+#include "worker/stream/device_timer.h"
 #include "worker/stream/frame.h"
 #include "worker/stream/transport.h"
 
@@ -41,8 +42,9 @@ class StageRunner {
   struct Stats {
     std::int64_t num_passes = 0;
     std::int64_t num_tokens = 0;
-    // Of the host. On a GPU it is the time to enqueue the work, which the device does meanwhile and later.
-    absl::Duration forward_time;  // in Stage::Forward without the sink
+    // In Stage::Forward without the sink, of the device.
+    absl::Duration compute_time;
+    // Of the host. With a GPU it runs ahead, and waits for the device only where it copies from it to send.
     absl::Duration send_time;     // encoding states and handing them to the transport
     absl::Duration waiting_time;  // for passes and residuals
   };
@@ -78,6 +80,7 @@ class StageRunner {
   const int rank_;
   const std::shared_ptr<BufferPool> pool_;       // of the memory of ctx
   const std::shared_ptr<BufferPool> host_pool_;  // for peers that take no other
+  DeviceTimer timer_;
   Stats stats_;
 };
 
