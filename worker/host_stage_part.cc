@@ -21,7 +21,8 @@ namespace {
 
 // After the last pass: for the side network to say goodbye.
 constexpr absl::Duration kGoodbyeTimeout = absl::Seconds(10);
-// States of one layer that are on their way to the side network at a time, about.
+// States of one layer that are on their way to the side network at a time: one leaves while the next is computed. On
+// CPU about so many, on a GPU never more.
 constexpr std::int64_t kStatesUnderWay = 2;
 // Of a GPU's memory, what the ops of a stream keep for themselves: panels of unpacked weights, workspace.
 constexpr std::int64_t kStreamBytes = 256 << 20;
@@ -85,6 +86,9 @@ class StagePart : public Part {
     options.wire_dtype = WireDtypeOf(plan);
     options.max_pass_tokens = max_tokens;
     options.max_passes_in_flight = plan.max_passes_in_flight();
+    if (context_.device->is_cuda() && plan.side_worker_id() != context_.worker_id) {
+      options.max_states_under_way = kStatesUnderWay;
+    }
     StageRunner runner(*stage, *transport, context_.ops, options);
     QST_RETURN_IF_ERROR(runner.Run());
 

@@ -5,6 +5,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "proto/support/status_macros.h"
 
 namespace qst {
@@ -39,9 +40,7 @@ absl::Status Buffer::EndUse(const OpContext& ctx) {
   return last_use_->Record(ctx);
 }
 
-absl::Status Buffer::WaitForLastUse() const {
-  return last_use_.has_value() ? last_use_->Wait() : absl::OkStatus();
-}
+absl::Status Buffer::WaitForLastUse() const { return last_use_.has_value() ? last_use_->Wait() : absl::OkStatus(); }
 
 absl::StatusOr<SharedBuffer> BufferPool::Get(std::int64_t num_bytes) {
   if (num_bytes < 0) return absl::InvalidArgumentError(absl::StrCat("buffer of ", num_bytes, " bytes"));
@@ -84,6 +83,10 @@ absl::StatusOr<SharedBuffer> BufferPool::Get(std::int64_t num_bytes) {
     allocated_bytes_ += buffer->memory_.size_bytes();
     peak_bytes_ = std::max(peak_bytes_, allocated_bytes_);
   }
+  {
+    absl::MutexLock lock(&mutex_);
+    ++num_in_use_;
+  }
   buffer->size_ = wanted;
   return SharedBuffer(buffer.release(),
                       [pool = shared_from_this()](Buffer* returned) { pool->Put(std::unique_ptr<Buffer>(returned)); });
@@ -92,6 +95,17 @@ absl::StatusOr<SharedBuffer> BufferPool::Get(std::int64_t num_bytes) {
 void BufferPool::Put(std::unique_ptr<Buffer> buffer) {
   absl::MutexLock lock(&mutex_);
   free_.push_back(std::move(buffer));
+  --num_in_use_;
+  returned_.SignalAll();
+}
+
+bool BufferPool::AwaitFewerInUse(std::int64_t limit, absl::Duration timeout) {
+  const absl::Time deadline = absl::Now() + timeout;
+  absl::MutexLock lock(&mutex_);
+  while (num_in_use_ >= limit) {
+    if (returned_.WaitWithDeadline(&mutex_, deadline)) return num_in_use_ < limit;
+  }
+  return true;
 }
 
 std::int64_t BufferPool::allocated_bytes() const {

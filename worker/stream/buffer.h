@@ -12,17 +12,18 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "kernels/device.h"
 #include "kernels/device_memory.h"
 
 namespace qst {
 
-// Bytes of the host or of a GPU, aligned to 64. Whoever fills a buffer does so before handing it to a transport; from then
-// on it belongs to the receiver (in process) or to nobody (over a network), and the sender keeps no use of it.
+// Bytes of the host or of a GPU, aligned to 64. Whoever fills a buffer does so before handing it to a transport; from
+// then on it belongs to the receiver (in process) or to nobody (over a network), and the sender keeps no use of it.
 //
 // A GPU works later than the host asks: between BeginUse and EndUse a user enqueues whatever reads or writes the bytes,
-// and its work begins after that of the user before, on whichever stream that was; also when the buffer has been through
-// the pool in between. Users follow each other, never two at a time. On the host both calls do nothing.
+// and its work begins after that of the user before, on whichever stream that was; also when the buffer has been
+// through the pool in between. Users follow each other, never two at a time. On the host both calls do nothing.
 class Buffer {
  public:
   Buffer() = default;
@@ -73,6 +74,9 @@ class BufferPool : public std::enable_shared_from_this<BufferPool> {
   // num_bytes >= 0; contents are undefined. kResourceExhausted: out of memory.
   absl::StatusOr<SharedBuffer> Get(std::int64_t num_bytes);
 
+  // Waits until fewer than `limit` buffers are in use, for at most `timeout`; whether that came.
+  bool AwaitFewerInUse(std::int64_t limit, absl::Duration timeout);
+
   // Bytes allocated now (in use and free), and the most there ever were.
   std::int64_t allocated_bytes() const;
   std::int64_t peak_bytes() const;
@@ -83,7 +87,9 @@ class BufferPool : public std::enable_shared_from_this<BufferPool> {
 
   const OpContext ctx_;
   mutable absl::Mutex mutex_;
+  absl::CondVar returned_;
   std::vector<std::unique_ptr<Buffer>> free_ ABSL_GUARDED_BY(mutex_);
+  std::int64_t num_in_use_ ABSL_GUARDED_BY(mutex_) = 0;
   std::int64_t allocated_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   std::int64_t peak_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 };

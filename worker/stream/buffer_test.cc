@@ -1,5 +1,6 @@
 #include "worker/stream/buffer.h"
 
+#include <thread>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -43,6 +44,18 @@ TEST(BufferPoolTest, BuffersOutliveTheirPool) {
   pool.reset();
   buffer->data()[99] = 1;
   buffer.reset();
+}
+
+TEST(BufferPoolTest, WhoWaitsForRoomGetsItWhenABufferComesBack) {
+  auto pool = BufferPool::Create();
+  SharedBuffer first = pool->Get(100).value();
+  EXPECT_TRUE(pool->AwaitFewerInUse(2, absl::ZeroDuration()));
+  SharedBuffer second = pool->Get(100).value();
+  EXPECT_FALSE(pool->AwaitFewerInUse(2, absl::ZeroDuration()));
+  std::thread returner([&] { first.reset(); });
+  EXPECT_TRUE(pool->AwaitFewerInUse(2, absl::InfiniteDuration()));
+  returner.join();
+  EXPECT_FALSE(pool->AwaitFewerInUse(1, absl::Milliseconds(1)));
 }
 
 TEST(BufferPoolTest, NegativeAndImpossibleSizesAreErrors) {

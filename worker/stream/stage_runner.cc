@@ -13,6 +13,11 @@
 #include "proto/support/status_macros.h"
 
 namespace qst {
+namespace {
+
+constexpr absl::Duration kFailureCheckInterval = absl::Milliseconds(100);
+
+}  // namespace
 
 struct StageRunner::Work {
   TokenPass pass;
@@ -111,7 +116,8 @@ StageRunner::StageRunner(Stage& stage, Transport& transport, const OpContext& ct
       ctx_(ctx),
       options_(options),
       rank_(transport.rank()),
-      pool_(BufferPool::Create(ctx)),
+      residual_pool_(BufferPool::Create(ctx)),
+      states_pool_(BufferPool::Create(ctx)),
       host_pool_(BufferPool::Create()),
       timer_(ctx) {}
 
@@ -120,7 +126,7 @@ StageRunner::~StageRunner() = default;
 absl::StatusOr<SharedBuffer> StageRunner::InDeviceMemory(SharedBuffer buffer) {
   if (ctx_.device == DeviceType::kCpu || buffer->is_on_device()) return buffer;
   const std::int64_t bytes = static_cast<std::int64_t>(buffer->size());
-  QST_ASSIGN_OR_RETURN(SharedBuffer on_device, pool_->Get(bytes));
+  QST_ASSIGN_OR_RETURN(SharedBuffer on_device, residual_pool_->Get(bytes));
   QST_RETURN_IF_ERROR(on_device->BeginUse(ctx_));
   QST_RETURN_IF_ERROR(Upload(ctx_, buffer->data(), bytes, on_device->data()));
   QST_RETURN_IF_ERROR(on_device->EndUse(ctx_));
@@ -137,9 +143,19 @@ absl::Status StageRunner::Send(int peer, Tag tag, SharedBuffer buffer) {
   return transport_.Send(peer, tag, std::move(buffer));
 }
 
+absl::Status StageRunner::AwaitRoomForStates() {
+  if (options_.max_states_under_way == 0) return absl::OkStatus();
+  while (!states_pool_->AwaitFewerInUse(options_.max_states_under_way, kFailureCheckInterval)) {
+    // Of a communicator that failed nothing leaves any more.
+    QST_RETURN_IF_ERROR(transport_.status());
+  }
+  return absl::OkStatus();
+}
+
 absl::Status StageRunner::SendStates(std::uint64_t pass_id, std::int64_t layer, const ConstMatrixView& states) {
+  QST_RETURN_IF_ERROR(AwaitRoomForStates());
   const std::int64_t bytes = states.rows * states.cols * DTypeBytes(options_.wire_dtype);
-  QST_ASSIGN_OR_RETURN(SharedBuffer buffer, pool_->Get(bytes));
+  QST_ASSIGN_OR_RETURN(SharedBuffer buffer, states_pool_->Get(bytes));
   const MatrixView encoded{buffer->data(), options_.wire_dtype, states.rows, states.cols, states.cols};
   QST_RETURN_IF_ERROR(buffer->BeginUse(ctx_));
   QST_RETURN_IF_ERROR(AddInto(ctx_, states, encoded, /*accumulate=*/false));
@@ -182,7 +198,7 @@ absl::Status StageRunner::RunPass(Work& work) {
     stats_.waiting_time += absl::Now() - begin;
     QST_ASSIGN_OR_RETURN(residual, InDeviceMemory(std::move(residual)));
   } else {
-    QST_ASSIGN_OR_RETURN(residual, pool_->Get(num_tokens * stage_.hidden_size() * 4));
+    QST_ASSIGN_OR_RETURN(residual, residual_pool_->Get(num_tokens * stage_.hidden_size() * 4));
   }
   QST_RETURN_IF_ERROR(Forward(work, *residual));
   stats_.num_passes += 1;

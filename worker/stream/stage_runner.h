@@ -24,6 +24,10 @@ struct StageRunnerOptions {
   std::int64_t max_pass_tokens = 0;
   // As many as the side submits at most.
   std::int64_t max_passes_in_flight = 2;
+  // Hidden states that were encoded and have not left yet; the stage waits beyond that, so that a slow network does not
+  // fill a GPU's memory. Not for a side network in this process, which keeps states as long as it needs them. 0: no
+  // limit.
+  std::int64_t max_states_under_way = 0;
 };
 
 // Runs passes as they come until the side says stop:
@@ -71,6 +75,7 @@ class StageRunner {
   absl::StatusOr<SharedBuffer> InDeviceMemory(SharedBuffer buffer);
   // Copies to the host's memory if the peer takes no other.
   absl::Status Send(int peer, Tag tag, SharedBuffer buffer);
+  absl::Status AwaitRoomForStates();
   absl::Status SendStates(std::uint64_t pass_id, std::int64_t layer, const ConstMatrixView& states);
 
   Stage& stage_;
@@ -78,8 +83,11 @@ class StageRunner {
   const OpContext ctx_;
   const StageRunnerOptions options_;
   const int rank_;
-  const std::shared_ptr<BufferPool> pool_;       // of the memory of ctx
-  const std::shared_ptr<BufferPool> host_pool_;  // for peers that take no other
+  // Of the memory of ctx.
+  const std::shared_ptr<BufferPool> residual_pool_;
+  const std::shared_ptr<BufferPool> states_pool_;
+  // For peers that take no other.
+  const std::shared_ptr<BufferPool> host_pool_;
   DeviceTimer timer_;
   Stats stats_;
 };

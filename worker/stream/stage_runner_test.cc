@@ -1,6 +1,7 @@
 #include "worker/stream/stage_runner.h"
 
 #include <cstring>
+#include <deque>
 #include <map>
 #include <thread>
 #include <vector>
@@ -137,8 +138,9 @@ class Contexts {
 // Stages on threads, and the side's stream.
 class Pipeline {
  public:
-  Pipeline(DeviceType device, int num_stages, bool use_gloo, DType wire_dtype = DType::kBF16)
-      : contexts_(device), wire_dtype_(wire_dtype) {
+  Pipeline(DeviceType device, int num_stages, bool use_gloo, DType wire_dtype = DType::kBF16,
+           std::int64_t max_states_under_way = 0)
+      : contexts_(device), wire_dtype_(wire_dtype), max_states_under_way_(max_states_under_way) {
     world_ = Connect(num_stages, use_gloo);
     for (const StageRange& range : Split(num_stages)) {
       stage_contexts_.push_back(contexts_.Make());
@@ -162,6 +164,7 @@ class Pipeline {
         options.num_layers = kLayers;
         options.wire_dtype = wire_dtype_;
         options.max_pass_tokens = 64;
+        options.max_states_under_way = max_states_under_way_;
         StageRunner runner(*stages_[i], *world_[i], stage_contexts_[i], options);
         results_[i] = runner.Run();
         if (results_[i].ok()) QST_EXPECT_OK(world_[i]->Close(absl::Seconds(10), ""));
@@ -191,6 +194,7 @@ class Pipeline {
   std::vector<OpContext> stage_contexts_;
   OpContext side_context_;
   const DType wire_dtype_;
+  const std::int64_t max_states_under_way_;
   std::vector<std::unique_ptr<Transport>> world_;
   std::vector<std::unique_ptr<FakeStage>> stages_;
   std::vector<absl::Status> results_;
@@ -312,6 +316,49 @@ TEST_P(StageRunnerTest, PassesReleasedUnreadDoNotBlockLaterOnes) {
     }
     QST_EXPECT_OK(pipeline.stream().Wait(9, kLayers));
   }
+}
+
+TEST_P(StageRunnerTest, StatesThatHaveNotLeftHoldUpTheStage) {
+  Pipeline pipeline(GetParam(), 1, /*use_gloo=*/false, DType::kBF16, /*max_states_under_way=*/2);
+  pipeline.Start();
+  Transport& side = pipeline.transport(1);
+  // What LiveStream does, but states are let go one by one.
+  const TokenPass pass = MakePass(0, 5);
+  PassHeader header;
+  header.num_tokens = 5;
+  header.num_sequences = 2;
+  header.hidden_size = kWidth;
+  const auto pool = BufferPool::Create();
+  SharedBuffer head = pool->Get(kHeaderBytes).value();
+  SharedBuffer tokens = pool->Get(TokensBytes(5, 2)).value();
+  EncodeHeader(header, head->data());
+  EncodeTokens(pass, tokens->data());
+  QST_ASSERT_OK(side.Send(0, MakeTag(FrameKind::kHeader, 0), std::move(head)));
+  QST_ASSERT_OK(side.Send(0, MakeTag(FrameKind::kTokens, 0), std::move(tokens)));
+  std::deque<SharedBuffer> held;
+  for (std::int64_t layer = 0; layer <= kLayers; ++layer) {
+    auto pending = side.Receive(0, MakeTag(FrameKind::kHiddenStates, 0, layer), 5 * kWidth * 2);
+    QST_ASSERT_OK(pending);
+    if (held.size() == 2) {
+      // Two are held here, so the next one is not even begun.
+      EXPECT_THAT((*pending)->Wait(absl::Milliseconds(20)), StatusIs(absl::StatusCode::kDeadlineExceeded));
+      held.pop_front();
+    }
+    auto states = (*pending)->Wait(absl::Seconds(20));
+    QST_ASSERT_OK(states);
+    held.push_back(*std::move(states));
+  }
+  // One that waits for room learns of a failure.
+  SharedBuffer next_head = pool->Get(kHeaderBytes).value();
+  SharedBuffer next_tokens = pool->Get(TokensBytes(5, 2)).value();
+  header.pass_id = 1;
+  EncodeHeader(header, next_head->data());
+  EncodeTokens(pass, next_tokens->data());
+  QST_ASSERT_OK(side.Send(0, MakeTag(FrameKind::kHeader, 1), std::move(next_head)));
+  QST_ASSERT_OK(side.Send(0, MakeTag(FrameKind::kTokens, 1), std::move(next_tokens)));
+  side.Abort(absl::CancelledError("enough"));
+  pipeline.Join();
+  EXPECT_THAT(pipeline.result(0), StatusIs(absl::StatusCode::kCancelled, HasSubstr("enough")));
 }
 
 TEST_P(StageRunnerTest, AbortInMidPassWakesSideAndStages) {
