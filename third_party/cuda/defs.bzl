@@ -65,7 +65,8 @@ _nvcc_objects = rule(
 
 def cuda_library(name, srcs, hdrs = [], stub_srcs = [], deps = [], visibility = None, testonly = False):
     """See the top of this file. srcs: .cu and private headers (.h, .cuh)."""
-    private = [s for s in srcs if not s.endswith(".cu")]
+    private = [s for s in srcs if s.endswith(".h")]
+    private_cuh = [s for s in srcs if s.endswith(".cuh")]
     cu = [s for s in srcs if s.endswith(".cu")]
     all_deps = deps + ["//third_party/cuda:runtime"]
 
@@ -98,6 +99,8 @@ def cuda_library(name, srcs, hdrs = [], stub_srcs = [], deps = [], visibility = 
             "//conditions:default": stub_srcs,
         }),
         hdrs = hdrs,
+        # cc_library knows no .cuh among its sources.
+        textual_hdrs = private_cuh,
         copts = select({
             # The copy is not beside its source; unused parts of the shim's headers stay silent.
             "//third_party/cuda:is_shim": ["-DQST_CUDA_SHIM=1", "-O2", "-fno-strict-aliasing", "-Wno-unknown-pragmas", "-Wno-unused-parameter", "-Wno-unused-variable"],
