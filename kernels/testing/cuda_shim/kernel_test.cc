@@ -251,10 +251,10 @@ TEST(CudaShimKernelTest, VotesAndReductionsSeeAllLanes) {
 }
 
 // Halves of a warp go through exchanges of their own, and come together in between.
-__global__ void HalvesKernel(int* out) {
+__global__ void HalvesKernel(unsigned int* out) {
   const int lane = static_cast<int>(threadIdx.x);
   const unsigned int mask = lane < 16 ? 0x0000ffffu : 0xffff0000u;
-  int sum = lane;
+  unsigned int sum = threadIdx.x;
   const int rounds = lane < 16 ? 3 : 8;
   for (int round = 0; round < rounds; ++round) {
     for (int distance = 8; distance > 0; distance /= 2) sum += __shfl_xor_sync(mask, sum, distance);
@@ -263,13 +263,13 @@ __global__ void HalvesKernel(int* out) {
 }
 
 TEST(CudaShimKernelTest, PartsOfAWarpExchangeIndependently) {
-  DeviceArray<int> out(32);
+  DeviceArray<unsigned int> out(32);
   RunKernel(1, 32, 0, HalvesKernel, out.data());
-  const std::vector<int> values = out.Get();
-  int low = 120;
-  int high = 376;
+  const std::vector<unsigned int> values = out.Get();
+  unsigned int low = 120;
+  unsigned int high = 376;
   for (int round = 1; round < 3; ++round) low *= 16;
-  for (int round = 1; round < 8; ++round) high = static_cast<int>(static_cast<unsigned int>(high) * 16u);
+  for (int round = 1; round < 8; ++round) high *= 16;
   for (int lane = 0; lane < 32; ++lane) EXPECT_EQ(values[lane], lane < 16 ? high : low);
 }
 

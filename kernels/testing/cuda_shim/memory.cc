@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <mutex>
 #include <vector>
@@ -25,14 +26,16 @@ constexpr std::size_t kAlignment = 256;
 //   pages: unused, then kGuardBytes of guard | the memory, aligned to 256 bytes | guard up to the next page | a page
 //   that cannot be accessed.
 // So reading or writing behind it stops the program at once, but for the up to 255 bytes that alignment costs; those,
-// and the ones before it, are guard bytes that are looked at when it is freed. Freed memory is unmapped.
+// and the ones before it, are guard bytes that are looked at when it is freed. Freed memory cannot be accessed.
 struct Allocation {
   MemoryKind kind = MemoryKind::kDevice;
   int device = 0;
   std::size_t bytes = 0;
   unsigned char* mapping = nullptr;  // null: registered host memory, which is not ours
   std::size_t mapping_bytes = 0;
+  std::size_t usable_bytes = 0;  // of it, from its start
   std::size_t guard_after_bytes = 0;
+  bool is_protected = false;
 };
 
 class Memory {
@@ -47,6 +50,7 @@ class Memory {
     allocation.device = device;
     allocation.bytes = bytes;
     allocation.mapping_bytes = usable + page;
+    allocation.usable_bytes = usable;
     void* mapping = mmap(nullptr, allocation.mapping_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapping == MAP_FAILED) return nullptr;
     if (mprotect(static_cast<unsigned char*>(mapping) + usable, page, PROT_NONE) != 0) {
@@ -61,7 +65,8 @@ class Memory {
     SetGuard(address + bytes, allocation.guard_after_bytes);
     const std::lock_guard<std::mutex> lock(mutex_);
     if (kind == MemoryKind::kDevice) used_[device] += bytes;
-    allocations_.emplace(address, allocation);
+    Allocation& added = allocations_.emplace(address, allocation).first->second;
+    if (num_accesses_ == 0 && IsProtecting()) Protect(added, true);
     return address;
   }
 
@@ -70,11 +75,12 @@ class Memory {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = allocations_.find(static_cast<unsigned char*>(address));
     if (found == allocations_.end() || found->second.kind != kind || found->second.mapping == nullptr) return false;
+    Protect(found->second, false);
     const Allocation allocation = found->second;
     CheckGuards(found->first, allocation);
     if (kind == MemoryKind::kDevice) used_[allocation.device] -= allocation.bytes;
     allocations_.erase(found);
-    munmap(allocation.mapping, allocation.mapping_bytes);
+    Bury(allocation);
     return true;
   }
 
@@ -111,6 +117,19 @@ class Memory {
     return used_[device];
   }
 
+  void BeginAccess() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (num_accesses_++ != 0 || num_protected_ == 0) return;
+    for (auto& [address, allocation] : allocations_) Protect(allocation, false);
+  }
+
+  void EndAccess() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (--num_accesses_ != 0 || !IsProtecting()) return;
+    for (auto& [address, allocation] : allocations_) Protect(allocation, true);
+  }
+
+  // Needs access.
   void CheckAll() {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const auto& [address, allocation] : allocations_) {
@@ -122,6 +141,35 @@ class Memory {
   }
 
  private:
+  static bool IsProtecting() {
+    const char* value = std::getenv("QST_CUDA_SHIM_PROTECT");
+    return value != nullptr && std::strcmp(value, "1") == 0;
+  }
+
+  void Protect(Allocation& allocation, bool is_protected) {
+    if (allocation.kind != MemoryKind::kDevice || allocation.is_protected == is_protected) return;
+    if (mprotect(allocation.mapping, allocation.usable_bytes, is_protected ? PROT_NONE : PROT_READ | PROT_WRITE) != 0) {
+      std::perror("CUDA shim: cannot change the protection of device memory");
+      std::abort();
+    }
+    allocation.is_protected = is_protected;
+    num_protected_ += is_protected ? 1 : -1;
+  }
+
+  // Gives the pages back, but keeps the addresses for a while, so that nothing else is found there.
+  void Bury(const Allocation& allocation) {
+    constexpr std::size_t kNumBuried = 256;
+    constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+    if (mmap(allocation.mapping, allocation.mapping_bytes, PROT_NONE, kFlags, -1, 0) == MAP_FAILED) {
+      std::perror("CUDA shim: cannot take memory back");
+      std::abort();
+    }
+    buried_.push_back(allocation);
+    if (buried_.size() <= kNumBuried) return;
+    munmap(buried_.front().mapping, buried_.front().mapping_bytes);
+    buried_.pop_front();
+  }
+
   using Allocations = std::map<unsigned char*, Allocation>;
 
   // An allocation of no bytes holds its own address.
@@ -150,6 +198,9 @@ class Memory {
 
   std::mutex mutex_;
   Allocations allocations_;
+  std::deque<Allocation> buried_;
+  int num_accesses_ = 0;
+  int num_protected_ = 0;
   std::vector<std::size_t> used_ = std::vector<std::size_t>(NumDevices(), 0);
 };
 
@@ -167,7 +218,13 @@ void FinishAllDevices() {
 
 MemoryRange FindMemory(const void* address) { return GetMemory().Find(address); }
 
-void CheckAllGuards() { GetMemory().CheckAll(); }
+DeviceMemoryAccess::DeviceMemoryAccess() { GetMemory().BeginAccess(); }
+DeviceMemoryAccess::~DeviceMemoryAccess() { GetMemory().EndAccess(); }
+
+void CheckAllGuards() {
+  const DeviceMemoryAccess access;
+  GetMemory().CheckAll();
+}
 
 }  // namespace qst::cuda_shim
 

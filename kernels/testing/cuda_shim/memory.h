@@ -21,6 +21,16 @@ struct MemoryRange {
 // What the runtime knows of an address.
 MemoryRange FindMemory(const void* address);
 
+// Lets the process touch device memory as long as one exists. Matters with QST_CUDA_SHIM_PROTECT=1 only: then host code
+// that uses a device pointer by itself stops the program, as long as no work of any device runs at that moment.
+class DeviceMemoryAccess {
+ public:
+  DeviceMemoryAccess();
+  DeviceMemoryAccess(const DeviceMemoryAccess&) = delete;
+  DeviceMemoryAccess& operator=(const DeviceMemoryAccess&) = delete;
+  ~DeviceMemoryAccess();
+};
+
 // Stops the program with a message if a byte beside any allocation has been written.
 void CheckAllGuards();
 

@@ -69,6 +69,18 @@ TEST(CudaShimMemoryTest, FreedMemoryCannotBeUsed) {
   EXPECT_DEATH(use_after_free(), "");
 }
 
+TEST(CudaShimMemoryTest, HostCodeCannotUseProtectedDeviceMemory) {
+  const ScopedEnvironment environment("QST_CUDA_SHIM_PROTECT", "1");
+  DeviceArray<unsigned char> before(std::vector<unsigned char>(100, 1));
+  DeviceArray<unsigned char> after(std::vector<unsigned char>(100, 2));
+  EXPECT_DEATH(*static_cast<volatile unsigned char*>(before.data()) = 1, "");
+  EXPECT_DEATH(std::vector<unsigned char>(after.data(), after.data() + 1), "");
+  Poke(after.data(), 3);
+  ASSERT_EQ(cudaMemcpy(before.data(), after.data(), 2, cudaMemcpyDeviceToDevice), cudaSuccess);
+  EXPECT_EQ(before.Get()[0], 3);
+  EXPECT_EQ(before.Get()[1], 2);
+}
+
 TEST(CudaShimMemoryTest, OnlyStartsOfAllocationsCanBeFreed) {
   DeviceArray<unsigned char> device(100);
   int on_stack = 0;

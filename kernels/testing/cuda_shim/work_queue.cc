@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "kernels/testing/cuda_shim/device.h"
+#include "kernels/testing/cuda_shim/memory.h"
 
 namespace qst::cuda_shim {
 
@@ -154,7 +155,10 @@ void WorkQueue::RunUnlocked(Lock& lock, const WorkPtr& work_in_list) {
   ready_.pop_back();
   ++num_running_;
   lock.unlock();
-  if (work->run) work->run();
+  if (work->run) {
+    const DeviceMemoryAccess access;
+    work->run();
+  }
   // What the closures hold (staged bytes, arguments) goes now, not with the last one who knows the work.
   work->run = nullptr;
   lock.lock();

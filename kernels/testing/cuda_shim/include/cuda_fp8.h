@@ -17,23 +17,18 @@ namespace qst::cuda_shim {
 inline const Fp8Format& FormatOf(__nv_fp8_interpretation_t format) { return format == __NV_E4M3 ? kE4M3 : kE5M2; }
 }  // namespace qst::cuda_shim
 
-inline __nv_fp8_storage_t __nv_cvt_double_to_fp8(double x, __nv_saturation_t saturate,
-                                                 __nv_fp8_interpretation_t format) {
-  return qst::cuda_shim::DoubleToFp8(x, qst::cuda_shim::FormatOf(format), saturate == __NV_SATFINITE);
-}
-
 inline __nv_fp8_storage_t __nv_cvt_float_to_fp8(float x, __nv_saturation_t saturate, __nv_fp8_interpretation_t format) {
-  return __nv_cvt_double_to_fp8(x, saturate, format);
+  return qst::cuda_shim::FloatToFp8(x, qst::cuda_shim::FormatOf(format), saturate == __NV_SATFINITE);
 }
 
 inline __nv_fp8_storage_t __nv_cvt_halfraw_to_fp8(__half_raw x, __nv_saturation_t saturate,
                                                   __nv_fp8_interpretation_t format) {
-  return __nv_cvt_double_to_fp8(float(__half(x)), saturate, format);
+  return __nv_cvt_float_to_fp8(float(__half(x)), saturate, format);
 }
 
 inline __nv_fp8_storage_t __nv_cvt_bfloat16raw_to_fp8(__nv_bfloat16_raw x, __nv_saturation_t saturate,
                                                       __nv_fp8_interpretation_t format) {
-  return __nv_cvt_double_to_fp8(float(__nv_bfloat16(x)), saturate, format);
+  return __nv_cvt_float_to_fp8(float(__nv_bfloat16(x)), saturate, format);
 }
 
 // The first of the pair is in the lower byte.
