@@ -309,18 +309,31 @@ TEST(CudaShimCublasLtAlgoTest, HeuristicOffersSplitKFirstWhereItIsAllowed) {
   EXPECT_EQ(product.Ask(8).size(), 2u);
 }
 
-TEST(CudaShimCublasLtAlgoTest, SplitKSumsInAnotherOrderAndOneAlgorithmAlwaysInTheSame) {
-  Product product(8, 8, 1000);
+TEST(CudaShimCublasLtAlgoTest, SumsGoUpwardsInKInAsManyPartsAsTheAlgorithmHas) {
+  constexpr int kSize = 1003;
+  Product product(9, 5, kSize);
   const std::vector<cublasLtMatmulHeuristicResult_t> results = product.Ask(2);
   ASSERT_EQ(results.size(), 2u);
-  ASSERT_EQ(product.Run(&results[0].algo), CUBLAS_STATUS_SUCCESS);
-  const std::vector<unsigned char> split = product.d.Read();
-  ASSERT_EQ(product.Run(&results[1].algo), CUBLAS_STATUS_SUCCESS);
-  const std::vector<unsigned char> whole = product.d.Read();
-  ASSERT_EQ(product.Run(nullptr), CUBLAS_STATUS_SUCCESS);
-  EXPECT_EQ(product.d.Read(), whole);
-  EXPECT_NE(split, whole);
-  for (int i = 0; i < 8; ++i) EXPECT_NEAR(product.d.At(split, 0, i, i), product.d.At(whole, 0, i, i), 1e-2);
+  const auto expect_parts = [&](const cublasLtMatmulAlgo_t* algo, int part) {
+    ASSERT_EQ(product.Run(algo), CUBLAS_STATUS_SUCCESS);
+    const std::vector<unsigned char> bytes = product.d.Read();
+    for (int i = 0; i < 9; ++i) {
+      for (int j = 0; j < 5; ++j) {
+        float sum = 0.0f;
+        for (int k0 = 0; k0 < kSize; k0 += part) {
+          float part_sum = 0.0f;
+          for (int k = k0; k < std::min(k0 + part, kSize); ++k) {
+            part_sum = __fadd_rn(part_sum, __fmul_rn(product.a.Initial(0, i, k), product.b.Initial(0, k, j)));
+          }
+          sum += part_sum;
+        }
+        EXPECT_EQ(product.d.At(bytes, 0, i, j), sum) << i << " " << j;
+      }
+    }
+  };
+  expect_parts(&results[0].algo, 251);
+  expect_parts(&results[1].algo, kSize);
+  expect_parts(nullptr, kSize);
 }
 
 TEST(CudaShimCublasLtAlgoTest, WorkspaceIsAskedForRequiredAndSpoiled) {

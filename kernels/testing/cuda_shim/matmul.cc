@@ -13,8 +13,6 @@ namespace {
 constexpr std::int64_t kTileRows = 8;
 constexpr std::int64_t kTileCols = 4;
 
-std::int64_t RoundUp(std::int64_t value, std::int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
 float Load(cudaDataType_t type, const void* base, std::int64_t index) {
   if (type == CUDA_R_32F) return static_cast<const float*>(base)[index];
   const std::uint16_t bits = static_cast<const std::uint16_t*>(base)[index];
@@ -35,55 +33,45 @@ float RoundToTf32(float x) {
   return BitsToFloat((bits + 0xfffu + (bits >> 13 & 1u)) & ~0x1fffu);
 }
 
-// Element (i, j) of batch `batch` goes to result[j * stride + i]; what lies between rows and stride becomes 0.
-void Gather(const StridedMatrix& m, const void* base, std::int64_t batch, bool is_transposed, bool round_to_tf32,
-            std::int64_t stride, std::vector<float>& result) {
-  const std::int64_t rows = is_transposed ? m.cols : m.rows;
-  const std::int64_t cols = is_transposed ? m.rows : m.cols;
-  const std::int64_t row_stride = is_transposed ? m.col_stride : m.row_stride;
-  const std::int64_t col_stride = is_transposed ? m.row_stride : m.col_stride;
-  result.assign(static_cast<std::size_t>(stride * cols), 0.0f);
-  for (std::int64_t j = 0; j < cols; ++j) {
-    for (std::int64_t i = 0; i < rows; ++i) {
-      const float value = Load(m.type, base, batch * m.batch_stride + i * row_stride + j * col_stride);
-      result[j * stride + i] = round_to_tf32 ? RoundToTf32(value) : value;
+// Copies rows [m, k] of one batch, or columns [k, n] if `by_columns`, as tiles of `tile` of them: the one after the
+// other, in each, the elements of one k side by side. What lacks in the last tile becomes 0.
+void Pack(const StridedMatrix& m, const void* base, std::int64_t batch, bool by_columns, bool round_to_tf32,
+          std::int64_t tile, std::vector<float>& packed) {
+  const std::int64_t lines = by_columns ? m.cols : m.rows;
+  const std::int64_t k_size = by_columns ? m.rows : m.cols;
+  const std::int64_t line_stride = by_columns ? m.col_stride : m.row_stride;
+  const std::int64_t k_stride = by_columns ? m.row_stride : m.col_stride;
+  packed.assign(static_cast<std::size_t>((lines + tile - 1) / tile * tile * k_size), 0.0f);
+  for (std::int64_t line = 0; line < lines; ++line) {
+    float* to = packed.data() + line / tile * tile * k_size + line % tile;
+    for (std::int64_t k = 0; k < k_size; ++k) {
+      const float value = Load(m.type, base, batch * m.batch_stride + line * line_stride + k * k_stride);
+      to[k * tile] = round_to_tf32 ? RoundToTf32(value) : value;
     }
   }
 }
 
-using Vector = float __attribute__((vector_size(16)));
-using TileSums = Vector[kTileCols][kTileRows / 4];
-
-// sums[j][i] += sum over k of a[k * a_stride + i] * b[k * b_stride + j]
-void AddTile(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride, std::int64_t k_size,
-             TileSums& total) {
-  static_assert(kTileRows == 8);
-  TileSums sums = {};
+// tile[j][i] += sum over k of a[k * kTileRows + i] * b[k * kTileCols + j]
+void AddTile(const float* a, const float* b, std::int64_t k_size, float (&tile)[kTileCols][kTileRows]) {
+  using Vector = float __attribute__((vector_size(4 * kTileRows)));
+  static_assert(kTileCols == 4);
+  Vector sum0 = {};
+  Vector sum1 = {};
+  Vector sum2 = {};
+  Vector sum3 = {};
   for (std::int64_t k = 0; k < k_size; ++k) {
-    Vector a_low;
-    Vector a_high;
-    std::memcpy(&a_low, a + k * a_stride, sizeof(a_low));
-    std::memcpy(&a_high, a + k * a_stride + 4, sizeof(a_high));
-    for (std::int64_t j = 0; j < kTileCols; ++j) {
-      const float factor = b[k * b_stride + j];
-      sums[j][0] += a_low * factor;
-      sums[j][1] += a_high * factor;
-    }
+    Vector column;
+    std::memcpy(&column, a + k * kTileRows, sizeof(column));
+    const float* row = b + k * kTileCols;
+    sum0 += column * row[0];
+    sum1 += column * row[1];
+    sum2 += column * row[2];
+    sum3 += column * row[3];
   }
+  const Vector sums[kTileCols] = {sum0, sum1, sum2, sum3};
   for (std::int64_t j = 0; j < kTileCols; ++j) {
-    total[j][0] += sums[j][0];
-    total[j][1] += sums[j][1];
+    for (std::int64_t i = 0; i < kTileRows; ++i) tile[j][i] += sums[j][i];
   }
-}
-
-void MultiplyTile(const float* a, std::int64_t a_stride, const float* b, std::int64_t b_stride, std::int64_t k_size,
-                  int split_k, float (&tile)[kTileCols][kTileRows]) {
-  TileSums sums = {};
-  const std::int64_t part = (k_size + split_k - 1) / split_k;
-  for (std::int64_t k = 0; k < k_size; k += part) {
-    AddTile(a + k * a_stride, a_stride, b + k * b_stride, b_stride, std::min(part, k_size - k), sums);
-  }
-  std::memcpy(tile, sums, sizeof(tile));
 }
 
 }  // namespace
@@ -92,17 +80,19 @@ void Matmul(const MatmulProblem& p, const void* a, const void* b, const void* c,
   const std::int64_t m = p.d.rows;
   const std::int64_t n = p.d.cols;
   const std::int64_t k = p.a.cols;
-  const std::int64_t a_stride = RoundUp(m, kTileRows);
-  const std::int64_t b_stride = RoundUp(n, kTileCols);
-  std::vector<float> a_panel;
-  std::vector<float> b_panel;
+  const std::int64_t part = (k + p.split_k - 1) / p.split_k;
+  std::vector<float> a_packed;
+  std::vector<float> b_packed;
   for (std::int64_t batch = 0; batch < p.batch_count; ++batch) {
-    Gather(p.a, a, batch, /*is_transposed=*/false, p.round_to_tf32, a_stride, a_panel);
-    Gather(p.b, b, batch, /*is_transposed=*/true, p.round_to_tf32, b_stride, b_panel);
+    Pack(p.a, a, batch, /*by_columns=*/false, p.round_to_tf32, kTileRows, a_packed);
+    Pack(p.b, b, batch, /*by_columns=*/true, p.round_to_tf32, kTileCols, b_packed);
     for (std::int64_t j0 = 0; j0 < n; j0 += kTileCols) {
       for (std::int64_t i0 = 0; i0 < m; i0 += kTileRows) {
-        float tile[kTileCols][kTileRows];
-        MultiplyTile(a_panel.data() + i0, a_stride, b_panel.data() + j0, b_stride, k, p.split_k, tile);
+        float tile[kTileCols][kTileRows] = {};
+        for (std::int64_t k0 = 0; k0 < k; k0 += part) {
+          AddTile(a_packed.data() + i0 * k + k0 * kTileRows, b_packed.data() + j0 * k + k0 * kTileCols,
+                  std::min(part, k - k0), tile);
+        }
         for (std::int64_t j = j0; j < std::min(j0 + kTileCols, n); ++j) {
           for (std::int64_t i = i0; i < std::min(i0 + kTileRows, m); ++i) {
             float value = p.alpha * tile[j - j0][i - i0];
