@@ -22,6 +22,14 @@ inline cudaLaunchConfig_t LaunchConfig(dim3 grid, dim3 block, std::size_t shared
   return config;
 }
 
+// Runs the kernel and expects that the launch is taken.
+template <class... Params, class... Args>
+void RunKernel(dim3 grid, dim3 block, std::size_t shared_bytes, void (*kernel)(Params...), Args... args) {
+  const cudaLaunchConfig_t config = LaunchConfig(grid, block, shared_bytes);
+  ASSERT_EQ(cudaLaunchKernelEx(&config, kernel, args...), cudaSuccess);
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+}
+
 // A device array that tests read and write through copies.
 template <class T>
 class DeviceArray {

@@ -1,89 +1,18 @@
 // Streams and events, with work run at once and with work deferred.
 #include "kernels/testing/cuda_shim/stream.h"
 
-#include <cublasLt.h>
 #include <cuda_runtime.h>
 
-#include <algorithm>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "kernels/testing/cuda_shim/shim_test_util.h"
+#include "kernels/testing/cuda_shim/stream_test_util.h"
 
 namespace qst::cuda_shim {
 namespace {
-
-__global__ void AddKernel(int* x, int n, int value) {
-  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (i < n) x[i] += value;
-}
-
-__global__ void ScaleKernel(int* x, int n, int factor) {
-  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (i < n) x[i] *= factor;
-}
-
-constexpr int kSize = 100;
-
-void Add(int* x, int value, cudaStream_t stream) {
-  const cudaLaunchConfig_t config = LaunchConfig(2, 64, 0, stream);
-  ASSERT_EQ(cudaLaunchKernelEx(&config, AddKernel, x, kSize, value), cudaSuccess);
-}
-
-void Scale(int* x, int factor, cudaStream_t stream) {
-  const cudaLaunchConfig_t config = LaunchConfig(2, 64, 0, stream);
-  ASSERT_EQ(cudaLaunchKernelEx(&config, ScaleKernel, x, kSize, factor), cudaSuccess);
-}
-
-class Stream {
- public:
-  explicit Stream(unsigned int flags = cudaStreamNonBlocking) {
-    EXPECT_EQ(cudaStreamCreateWithFlags(&handle_, flags), cudaSuccess);
-  }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-  ~Stream() { EXPECT_EQ(cudaStreamDestroy(handle_), cudaSuccess); }
-  operator cudaStream_t() const { return handle_; }  // NOLINT: stands for the handle
-
- private:
-  cudaStream_t handle_ = nullptr;
-};
-
-class Event {
- public:
-  explicit Event(unsigned int flags = cudaEventDisableTiming) {
-    EXPECT_EQ(cudaEventCreateWithFlags(&handle_, flags), cudaSuccess);
-  }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-  ~Event() { EXPECT_EQ(cudaEventDestroy(handle_), cudaSuccess); }
-  operator cudaEvent_t() const { return handle_; }  // NOLINT: stands for the handle
-
- private:
-  cudaEvent_t handle_ = nullptr;
-};
-
-// Page-locked host memory.
-class Pinned {
- public:
-  explicit Pinned(int value) {
-    EXPECT_EQ(cudaMallocHost(&data_, kSize * sizeof(int)), cudaSuccess);
-    Fill(value);
-  }
-  Pinned(const Pinned&) = delete;
-  Pinned& operator=(const Pinned&) = delete;
-  ~Pinned() { EXPECT_EQ(cudaFreeHost(data_), cudaSuccess); }
-  int* data() const { return data_; }
-  void Fill(int value) { std::fill(data_, data_ + kSize, value); }
-  std::vector<int> Get() const { return std::vector<int>(data_, data_ + kSize); }
-
- private:
-  int* data_ = nullptr;
-};
-
-std::vector<int> AllOf(int value) { return std::vector<int>(kSize, value); }
 
 // Every mode must give the results that a device may give.
 class CudaShimStreamTest : public ::testing::TestWithParam<std::string> {
@@ -328,102 +257,6 @@ TEST(CudaShimStreamAttributesTest, PrioritiesAreKeptInTheirRange) {
   EXPECT_EQ(flags, cudaStreamNonBlocking);
   EXPECT_EQ(device, 0);
   EXPECT_EQ(cudaStreamDestroy(stream), cudaSuccess);
-}
-
-// ---- What the deferred modes are for: programs that only work by luck ----
-
-TEST(CudaShimDeferredTest, MissingEventWaitGivesAWrongResult) {
-  const ScopedEnvironment mode("QST_CUDA_SHIM_ASYNC", "late");
-  Stream producer;
-  Stream consumer;
-  DeviceArray<int> x(AllOf(1));
-  Pinned seen(0);
-  Add(x.data(), 9, producer);
-  ASSERT_EQ(cudaMemcpyAsync(seen.data(), x.data(), x.bytes(), cudaMemcpyDeviceToHost, consumer), cudaSuccess);
-  ASSERT_EQ(cudaStreamSynchronize(consumer), cudaSuccess);
-  EXPECT_EQ(seen.Get(), AllOf(1)) << "the producer has not run";
-  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-}
-
-TEST(CudaShimDeferredTest, EarlyModeRunsOtherStreamsAhead) {
-  const ScopedEnvironment mode("QST_CUDA_SHIM_ASYNC", "early");
-  int runs_ahead = 0;
-  for (int round = 0; round < 20; ++round) {
-    Stream first;
-    Stream second;
-    DeviceArray<int> x(AllOf(1));
-    Pinned seen(0);
-    for (int i = 0; i < 3; ++i) Add(x.data(), 0, first);
-    ASSERT_EQ(cudaMemcpyAsync(seen.data(), x.data(), x.bytes(), cudaMemcpyDeviceToHost, first), cudaSuccess);
-    // Overwrites what the first stream has yet to read; nothing keeps it from doing so.
-    Scale(x.data(), 0, second);
-    ASSERT_EQ(cudaStreamSynchronize(first), cudaSuccess);
-    runs_ahead += seen.Get() == AllOf(0) ? 1 : 0;
-    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-  }
-  EXPECT_GT(runs_ahead, 0);
-}
-
-TEST(CudaShimDeferredTest, MixedModeDoesBoth) {
-  const ScopedEnvironment mode("QST_CUDA_SHIM_ASYNC", "1");
-  int runs_ahead = 0;
-  for (int round = 0; round < 40; ++round) {
-    Stream first;
-    Stream second;
-    DeviceArray<int> x(AllOf(0));
-    Add(x.data(), 1, first);
-    Add(x.data(), 1, second);
-    ASSERT_EQ(cudaStreamSynchronize(first), cudaSuccess);
-    Pinned seen(0);
-    Stream reader;
-    ASSERT_EQ(cudaMemcpyAsync(seen.data(), x.data(), x.bytes(), cudaMemcpyDeviceToHost, reader), cudaSuccess);
-    ASSERT_EQ(cudaStreamSynchronize(reader), cudaSuccess);
-    runs_ahead += seen.Get() == AllOf(2) ? 1 : 0;
-    ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-  }
-  EXPECT_GT(runs_ahead, 0);
-  EXPECT_LT(runs_ahead, 40);
-}
-
-TEST(CudaShimDeferredTest, PinnedMemoryReusedTooEarlyShows) {
-  const ScopedEnvironment mode("QST_CUDA_SHIM_ASYNC", "1");
-  Stream stream;
-  Pinned host(1);
-  DeviceArray<int> x(kSize);
-  ASSERT_EQ(cudaMemcpyAsync(x.data(), host.data(), x.bytes(), cudaMemcpyHostToDevice, stream), cudaSuccess);
-  host.Fill(2);
-  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
-  EXPECT_EQ(x.Get(), AllOf(2));
-  ASSERT_EQ(cudaMemcpyAsync(host.data(), x.data(), x.bytes(), cudaMemcpyDeviceToHost, stream), cudaSuccess);
-  host.Fill(3);
-  EXPECT_EQ(host.Get(), AllOf(3)) << "nothing has been copied yet";
-  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
-  EXPECT_EQ(host.Get(), AllOf(2));
-}
-
-TEST(CudaShimDeferredTest, MatrixProductsAreDeferred) {
-  const ScopedEnvironment mode("QST_CUDA_SHIM_ASYNC", "late");
-  Stream stream;
-  DeviceArray<float> a(std::vector<float>(4, 1.0f));
-  DeviceArray<float> d(std::vector<float>(4, -1.0f));
-  cublasLtHandle_t handle = nullptr;
-  cublasLtMatmulDesc_t desc = nullptr;
-  cublasLtMatrixLayout_t layout = nullptr;
-  ASSERT_EQ(cublasLtCreate(&handle), CUBLAS_STATUS_SUCCESS);
-  ASSERT_EQ(cublasLtMatmulDescCreate(&desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), CUBLAS_STATUS_SUCCESS);
-  ASSERT_EQ(cublasLtMatrixLayoutCreate(&layout, CUDA_R_32F, 2, 2, 2), CUBLAS_STATUS_SUCCESS);
-  const float one = 1.0f;
-  const float zero = 0.0f;
-  ASSERT_EQ(cublasLtMatmul(handle, desc, &one, a.data(), layout, a.data(), layout, &zero, d.data(), layout, d.data(),
-                           layout, nullptr, nullptr, 0, stream),
-            CUBLAS_STATUS_SUCCESS);
-  // The stream is not one that the default stream, which copies, waits for.
-  EXPECT_EQ(d.Get(), std::vector<float>(4, -1.0f));
-  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
-  EXPECT_EQ(d.Get(), std::vector<float>(4, 2.0f));
-  cublasLtMatrixLayoutDestroy(layout);
-  cublasLtMatmulDescDestroy(desc);
-  cublasLtDestroy(handle);
 }
 
 }  // namespace
