@@ -1,5 +1,5 @@
 // The linear ops by their definition, one element at a time in float64, with a bound on how far a float32
-// result may be off; and matrices in memory that notices stray writes.
+// result may be off; and matrices in memory that notices stray writes and that ops of every backend can reach.
 #ifndef QST_KERNELS_TESTING_REFERENCE_LINEAR_H_
 #define QST_KERNELS_TESTING_REFERENCE_LINEAR_H_
 
@@ -14,11 +14,13 @@
 #include "kernels/dtype_convert.h"
 #include "kernels/quant/quant4.h"
 #include "kernels/tensor.h"
+#include "kernels/testing/test_memory.h"
 
 namespace qst {
 namespace testing_kernels {
 
-// A matrix between guards, its rows `ld` apart, starting `misalign` bytes off a cache line's begin.
+// A matrix between guards, its rows `ld` apart, starting `misalign` bytes off a cache line's begin. Views are for ops;
+// before elements are read on the host, the device must be done (ToDouble waits).
 class GuardedMatrix {
  public:
   GuardedMatrix(DType dtype, std::int64_t rows, std::int64_t cols, std::int64_t ld, int misalign = 0)
@@ -61,6 +63,7 @@ class GuardedMatrix {
 
   // Every byte outside of the elements, gaps between rows included, is as it was.
   bool GuardsAreIntact() const {
+    if (!SynchronizeTestDevice()) return false;
     const std::int64_t elem = DTypeBytes(dtype_);
     for (std::int64_t b = 0; b < static_cast<std::int64_t>(bytes_.size()); ++b) {
       const std::int64_t at = b - begin_;
@@ -79,7 +82,7 @@ class GuardedMatrix {
 
   DType dtype_;
   std::int64_t rows_, cols_, ld_;
-  std::vector<unsigned char> bytes_;
+  TestVector<unsigned char> bytes_;
   std::int64_t begin_;
 };
 
@@ -99,6 +102,7 @@ struct DoubleMatrix {
 };
 
 inline DoubleMatrix ToDouble(const GuardedMatrix& m, std::int64_t rows, std::int64_t cols) {
+  EXPECT_TRUE(SynchronizeTestDevice()) << "a kernel failed";
   DoubleMatrix out{rows, cols, {}};
   for (std::int64_t i = 0; i < rows; ++i) {
     for (std::int64_t j = 0; j < cols; ++j) out.values.push_back(m.Get(i, j));
@@ -112,10 +116,17 @@ inline DoubleMatrix ToDouble(const Quant4View& w) {
   return DoubleMatrix{w.rows, w.cols, std::vector<double>(floats.begin(), floats.end())};
 }
 
+// How far off a result may be besides what float32 sums are.
+struct ProductTolerance {
+  double sums = 1.0;      // factor of the bound of float32 sums
+  double result = 0.0;    // of the result's magnitude: its rounding to a half type
+  double absolute = 0.0;  // of everything else
+};
+
 // Expects actual = start + a b, each element within the worst case of k + 2 float32 multiply-adds, rounded
 // twice each: (k + 2) * 2 * 2^-24 times the sum of magnitudes.
 inline void ExpectIsProduct(const DoubleMatrix& a, const DoubleMatrix& b, const DoubleMatrix& start,
-                            const DoubleMatrix& actual) {
+                            const DoubleMatrix& actual, const ProductTolerance& tolerances = {}) {
   int num_wrong = 0;
   for (std::int64_t i = 0; i < a.rows; ++i) {
     for (std::int64_t j = 0; j < b.cols; ++j) {
@@ -125,7 +136,9 @@ inline void ExpectIsProduct(const DoubleMatrix& a, const DoubleMatrix& b, const 
         expected += a(i, k) * b(k, j);
         magnitude += std::fabs(a(i, k) * b(k, j));
       }
-      const double tolerance = static_cast<double>(a.cols + 2) * std::ldexp(1.0, -23) * magnitude;
+      const double tolerance =
+          tolerances.sums * static_cast<double>(a.cols + 2) * std::ldexp(1.0, -23) * magnitude +
+          tolerances.result * std::fabs(expected) + tolerances.absolute;
       if (!(std::fabs(actual(i, j) - expected) <= tolerance) && ++num_wrong <= 3) {
         ADD_FAILURE() << "element (" << i << ", " << j << ") of [" << a.rows << ", " << b.cols << "], k " << a.cols
                       << ": expected " << expected << " +- " << tolerance << ", actual " << actual(i, j);

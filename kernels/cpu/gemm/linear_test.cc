@@ -13,6 +13,7 @@
 #include "kernels/cpu/gemm/gemm.h"
 #include "kernels/quant/quant4.h"
 #include "kernels/testing/reference_linear.h"
+#include "kernels/testing/test_weight.h"
 
 namespace qst {
 namespace {
@@ -20,52 +21,11 @@ namespace {
 using testing_kernels::DoubleMatrix;
 using testing_kernels::ExpectIsProduct;
 using testing_kernels::GuardedMatrix;
+using testing_kernels::IsQuantized;
+using testing_kernels::TestWeight;
 using testing_kernels::ToDouble;
-
-enum class WeightKind { kF32, kF16, kBF16, kNF4, kFP4, kNF4Plain };
-
-const char* WeightKindName(WeightKind kind) {
-  static constexpr const char* kNames[] = {"F32", "F16", "BF16", "NF4", "FP4", "NF4Plain"};
-  return kNames[static_cast<int>(kind)];
-}
-
-bool IsQuantized(WeightKind kind) { return kind >= WeightKind::kNF4; }
-
-// A weight [rows, cols] of some kind, with its memory.
-class TestWeight {
- public:
-  TestWeight(WeightKind kind, std::int64_t rows, std::int64_t cols, int block_size, std::mt19937* random)
-      : dense_(kind == WeightKind::kF16    ? DType::kF16
-               : kind == WeightKind::kBF16 ? DType::kBF16
-                                           : DType::kF32,
-               rows, cols, cols + 3, kind == WeightKind::kF32 ? 4 : 1),
-        rows_(rows),
-        cols_(cols),
-        is_quantized_(IsQuantized(kind)) {
-    dense_.FillNormal(random);
-    if (!is_quantized_) return;
-    std::vector<float> floats;
-    for (std::int64_t i = 0; i < rows; ++i) {
-      for (std::int64_t j = 0; j < cols; ++j) floats.push_back(dense_.Get(i, j));
-    }
-    Quant4Options options;
-    options.type = kind == WeightKind::kFP4 ? Quant4Type::kFP4 : Quant4Type::kNF4;
-    options.block_size = block_size;
-    options.double_quant = kind != WeightKind::kNF4Plain;
-    quant_ = Quantize4Bit(floats.data(), rows, cols, options).value();
-  }
-
-  WeightView view() {
-    return is_quantized_ ? WeightView::Quantized(quant_.view()) : WeightView::Dense(dense_.view());
-  }
-  DoubleMatrix values() const { return is_quantized_ ? ToDouble(quant_.view()) : ToDouble(dense_, rows_, cols_); }
-
- private:
-  GuardedMatrix dense_;
-  Quant4Tensor quant_;
-  std::int64_t rows_, cols_;
-  bool is_quantized_;
-};
+using testing_kernels::WeightKind;
+using testing_kernels::WeightKindName;
 
 const cpu::GemmKernels* KernelsOrNull(const std::string& name) {
   if (name == "portable") return &cpu::kPortableGemmKernels;
