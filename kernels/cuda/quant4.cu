@@ -137,8 +137,8 @@ __device__ __forceinline__ unsigned CodeOf(const RuleOperand& rule, const std::u
 // A warp a block of block_size elements; a lane makes whole bytes, two elements each.
 template <typename X, bool kOfMagnitude>
 __global__ void __launch_bounds__(kThreads)
-    QuantizeKernel(const X* weights, std::int64_t cols, std::int64_t ld, std::int64_t num_elems, int block_size,
-                   const __grid_constant__ RuleOperand rule, std::uint8_t* packed, float* absmax) {
+    QuantizeKernel(const X* weights, std::int64_t num_elems, int block_size, const __grid_constant__ RuleOperand rule,
+                   std::uint8_t* packed, float* absmax) {
   __shared__ std::uint8_t code_of_rank[16];
   if (threadIdx.x < 16) code_of_rank[threadIdx.x] = rule.code_of_rank[threadIdx.x];
   __syncthreads();
@@ -147,9 +147,7 @@ __global__ void __launch_bounds__(kThreads)
   const std::int64_t begin = block * block_size;
   if (begin >= num_elems) return;  // The whole warp.
   const std::int64_t end = min(num_elems, begin + block_size);
-  const auto load = [&](std::int64_t e) {
-    return ToFloat(ld == cols ? weights[e] : weights[e / cols * ld + e % cols]);
-  };
+  const auto load = [&](std::int64_t e) { return ToFloat(weights[e]); };
 
   float largest = 0.0f;
   bool is_finite = true;
@@ -232,6 +230,10 @@ absl::Status Quantize4Bit(Stream& stream, const ConstMatrixView& weights, Quant4
         absl::StrCat("Quantize4Bit: weight has shape [", weights.rows, ", ", weights.cols, "]"));
   }
   if (weights.empty()) return absl::OkStatus();
+  if (weights.rows > 1 && weights.ld != weights.cols) {
+    return absl::InvalidArgumentError(absl::StrCat("Quantize4Bit: rows of ", weights.cols, " weights lie ", weights.ld,
+                                                   " apart, need them without gaps"));
+  }
   stream.unpack_must_wait = true;
   const RuleOperand rule = MakeRuleOperand(type);
   const std::int64_t num_elems = weights.rows * weights.cols;
@@ -241,7 +243,7 @@ absl::Status Quantize4Bit(Stream& stream, const ConstMatrixView& weights, Quant4
   return DispatchFloat(weights.dtype, [&](auto* tag) {
     using X = std::remove_pointer_t<decltype(tag)>;
     return Launch(stream, shape, Quant4RuleOf(type).of_magnitude ? QuantizeKernel<X, true> : QuantizeKernel<X, false>,
-                  weights.row<X>(0), weights.cols, weights.ld, num_elems, block_size, rule, packed, absmax);
+                  weights.row<X>(0), num_elems, block_size, rule, packed, absmax);
   });
 }
 

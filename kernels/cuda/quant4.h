@@ -17,7 +17,7 @@ namespace cuda {
 // Errors kInvalidArgument: rows outside of the weight, other columns, broken view. kUnimplemented: another dtype.
 absl::Status Dequantize(Stream& stream, const Quant4View& w, std::int64_t row_begin, const MatrixView& out);
 
-// Quantizes weights [rows, cols] (f32, bf16 or f16) into packed [ceil(rows * cols / 2)] and absmax [ceil(rows * cols /
+// Quantizes weights [rows, cols] (f32, bf16 or f16, rows without gaps) into packed [ceil(rows * cols / 2)] and absmax [ceil(rows * cols /
 // block_size)], with the bits of the host's Quantize4Bit without double quantization; the host makes that of absmax
 // (DoubleQuantize in kernels/quant/quant4.h). block_size as there. The absmax of a block with an element that is not
 // finite is NaN: who quantizes must look, as DoubleQuantize does.

@@ -169,18 +169,6 @@ TEST_F(CudaQuant4Test, QuantizedWeightsHaveTheHostsBits) {
   }
 }
 
-TEST_F(CudaQuant4Test, RowsWithGapsAreQuantizedAsOneSequence) {
-  const DMatrix values = random_.NormalMatrix(7, 45);
-  const TestMatrix contiguous(values);
-  const TestMatrix gaps(values, DType::kF32, /*padding=*/6);
-  TestVector<std::uint8_t> packed(158), packed_gaps(158);
-  TestVector<float> absmax(5), absmax_gaps(5);
-  QST_ASSERT_OK(cuda::Quantize4Bit(*stream_, contiguous, Quant4Type::kNF4, 64, packed.data(), absmax.data()));
-  QST_ASSERT_OK(cuda::Quantize4Bit(*stream_, gaps, Quant4Type::kNF4, 64, packed_gaps.data(), absmax_gaps.data()));
-  EXPECT_EQ(Synced(packed_gaps), packed);
-  EXPECT_EQ(absmax_gaps, absmax);
-}
-
 TEST_F(CudaQuant4Test, ABlockThatIsNotFiniteGetsNoConstant) {
   for (const double bad : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity(),
                            -std::numeric_limits<double>::infinity()}) {
@@ -197,7 +185,7 @@ TEST_F(CudaQuant4Test, ABlockThatIsNotFiniteGetsNoConstant) {
   }
 }
 
-TEST_F(CudaQuant4Test, QuantizeRefusesBlockSizesThatTheHostRefuses) {
+TEST_F(CudaQuant4Test, QuantizeRefusesGapsAndTheBlockSizesThatTheHostRefuses) {
   TestVector<std::uint8_t> packed(64);
   TestVector<float> absmax(2);
   for (const int block_size : {0, 32, 96, 8192}) {
@@ -205,6 +193,9 @@ TEST_F(CudaQuant4Test, QuantizeRefusesBlockSizesThatTheHostRefuses) {
                                    packed.data(), absmax.data()),
                 StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("block_size")));
   }
+  EXPECT_THAT(cuda::Quantize4Bit(*stream_, TestMatrix(random_.NormalMatrix(2, 60), DType::kF32, 4), Quant4Type::kNF4,
+                                 64, packed.data(), absmax.data()),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("rows of 60 weights lie 64 apart")));
   QST_EXPECT_OK(cuda::Quantize4Bit(*stream_, ConstMatrixView(nullptr, DType::kF32, 0, 5, 5), Quant4Type::kNF4, 64,
                                    nullptr, nullptr));
 }
