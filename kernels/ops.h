@@ -30,7 +30,8 @@ struct SequenceOffsets {
 
 // y[T, n] (+)= x[T, k] W[n, k]^T + bias[n].
 // x f32, f16 or bf16; w f32, f16, bf16, NF4 or FP4 (unpacked panel by panel: the whole weight is never
-// held in float); bias f32 [1, n] or empty; y f32.
+// held in float); bias f32 [1, n] or empty; y f32, on CUDA also f16 or bf16. On CUDA factors are rounded to a half type
+// unless w is f32 (kernels/cuda/linear.h).
 [[nodiscard]] absl::Status Linear(const OpContext& ctx, const ConstMatrixView& x, const WeightView& w,
                                   const ConstMatrixView& bias, const MatrixView& y, bool accumulate);
 

@@ -5,6 +5,7 @@
 #include "absl/strings/string_view.h"
 #include "kernels/cpu/gemm/gemm.h"
 #include "kernels/cpu/gemm/linear.h"
+#include "kernels/cuda/linear.h"
 #include "kernels/op_checks.h"
 #include "kernels/ops.h"
 #include "kernels/quant/quant4.h"
@@ -37,11 +38,13 @@ const cpu::GemmKernels& KernelsFor(const cpu::Exec& exec) {
 absl::Status Linear(const OpContext& ctx, const ConstMatrixView& x, const WeightView& w, const ConstMatrixView& bias,
                     const MatrixView& y, bool accumulate) {
   constexpr absl::string_view kOp = "Linear";
-  QST_ASSIGN_OR_RETURN(const cpu::Exec exec, CpuExec(kOp, ctx));
+  QST_ASSIGN_OR_RETURN(const bool is_cuda, IsCuda(kOp, ctx));
   QST_RETURN_IF_ERROR(CheckFloat(kOp, "x", x));
   QST_RETURN_IF_ERROR(CheckWeight(kOp, w, y.cols, x.cols));
-  QST_RETURN_IF_ERROR(CheckF32Shape(kOp, "y", y, x.rows, y.cols));
+  QST_RETURN_IF_ERROR(CheckOutput(kOp, "y", ctx, y, x.rows, y.cols));
   if (!bias.empty()) QST_RETURN_IF_ERROR(CheckF32Shape(kOp, "bias", bias, 1, y.cols));
+  if (is_cuda) return cuda::Linear(*ctx.stream, x, w, bias, y, accumulate);
+  QST_ASSIGN_OR_RETURN(const cpu::Exec exec, CpuExec(kOp, ctx));
   cpu::Linear(exec.threads, KernelsFor(exec), x, w, bias, y, accumulate);
   return absl::OkStatus();
 }
@@ -49,10 +52,12 @@ absl::Status Linear(const OpContext& ctx, const ConstMatrixView& x, const Weight
 absl::Status LinearBackwardInput(const OpContext& ctx, const ConstMatrixView& grad_y, const WeightView& w,
                                  const MatrixView& grad_x, bool accumulate) {
   constexpr absl::string_view kOp = "LinearBackwardInput";
-  QST_ASSIGN_OR_RETURN(const cpu::Exec exec, CpuExec(kOp, ctx));
+  QST_ASSIGN_OR_RETURN(const bool is_cuda, IsCuda(kOp, ctx));
   QST_RETURN_IF_ERROR(CheckF32(kOp, "grad_y", grad_y));
   QST_RETURN_IF_ERROR(CheckWeight(kOp, w, grad_y.cols, grad_x.cols));
   QST_RETURN_IF_ERROR(CheckF32Shape(kOp, "grad_x", grad_x, grad_y.rows, grad_x.cols));
+  if (is_cuda) return cuda::LinearBackwardInput(*ctx.stream, grad_y, w, grad_x, accumulate);
+  QST_ASSIGN_OR_RETURN(const cpu::Exec exec, CpuExec(kOp, ctx));
   cpu::LinearBackwardInput(exec.threads, KernelsFor(exec), grad_y, w, grad_x, accumulate);
   return absl::OkStatus();
 }
@@ -60,12 +65,14 @@ absl::Status LinearBackwardInput(const OpContext& ctx, const ConstMatrixView& gr
 absl::Status LinearBackwardWeight(const OpContext& ctx, const ConstMatrixView& grad_y, const ConstMatrixView& x,
                                   const MatrixView& grad_w, const MatrixView& grad_bias, bool accumulate) {
   constexpr absl::string_view kOp = "LinearBackwardWeight";
-  QST_ASSIGN_OR_RETURN(const cpu::Exec exec, CpuExec(kOp, ctx));
+  QST_ASSIGN_OR_RETURN(const bool is_cuda, IsCuda(kOp, ctx));
   QST_RETURN_IF_ERROR(CheckF32(kOp, "grad_y", grad_y));
   QST_RETURN_IF_ERROR(CheckFloat(kOp, "x", x));
   QST_RETURN_IF_ERROR(CheckShape(kOp, "x", x, grad_y.rows, x.cols));
   QST_RETURN_IF_ERROR(CheckF32Shape(kOp, "grad_w", grad_w, grad_y.cols, x.cols));
   if (!grad_bias.empty()) QST_RETURN_IF_ERROR(CheckF32Shape(kOp, "grad_bias", grad_bias, 1, grad_y.cols));
+  if (is_cuda) return cuda::LinearBackwardWeight(*ctx.stream, grad_y, x, grad_w, grad_bias, accumulate);
+  QST_ASSIGN_OR_RETURN(const cpu::Exec exec, CpuExec(kOp, ctx));
   cpu::LinearBackwardWeight(exec.threads, KernelsFor(exec), grad_y, x, grad_w, grad_bias, accumulate);
   return absl::OkStatus();
 }
