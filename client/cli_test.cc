@@ -20,6 +20,7 @@ namespace qst {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ContainsRegex;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
@@ -433,7 +434,7 @@ TEST_F(CliTest, GenerateStreamsTextAndReadsThePromptFromInput) {
   coordinator_.SetScript(script);
   AddJob("alpaca", "j-0b000001");
   const Result result = Run({"generate", "--job=alpaca", "--max-new-tokens=7", "--template=alpaca", "--stages=2",
-                             "--workers=3", "--temperature=0.5", "--seed=9", "--show-ids"},
+                             "--workers=3", "--device=cuda", "--temperature=0.5", "--seed=9", "--show-ids"},
                             "a prompt\nof two lines\n");
   EXPECT_EQ(result.status, 0) << result.err;
   EXPECT_EQ(result.out, "Hello w\xc3\xb6rld\ntoken ids: 5 6 7\n");
@@ -444,6 +445,7 @@ TEST_F(CliTest, GenerateStreamsTextAndReadsThePromptFromInput) {
   EXPECT_EQ(request.template_(), "alpaca");
   EXPECT_EQ(request.resources().stages(), 2u);
   EXPECT_EQ(request.resources().workers(), 3u);
+  EXPECT_EQ(request.resources().device(), v1::DEVICE_KIND_CUDA);
   EXPECT_EQ(request.temperature(), 0.5);
   EXPECT_EQ(request.seed(), 9u);
   const std::string json = Run({"generate", "--model=m", "--prompt=x", "--json"}).out;
@@ -461,14 +463,48 @@ TEST_F(CliTest, WorkersAreListed) {
     v1::Worker worker;
     worker.set_id("w0");
     worker.set_state(v1::WORKER_STATE_BUSY);
+    worker.set_device("cuda:1");
+    worker.set_device_name("NVIDIA H100 80GB HBM3 (cuda:1, sm_90)");
+    worker.set_memory_bytes(uint64_t{8} << 30);
+    worker.set_device_memory_bytes(uint64_t{72} << 30);
     worker.set_resident_bytes(3 << 20);
     worker.add_parts("stage 0");
     worker.add_parts("side network");
     return std::vector<v1::Worker>{worker};
   });
   EXPECT_THAT(Run({"workers"}).out,
-              AllOf(HasSubstr("w0"), HasSubstr("BUSY"), HasSubstr("3.0 MiB"), HasSubstr("stage 0, side network")));
+              AllOf(HasSubstr("w0"), HasSubstr("BUSY"), HasSubstr("3.0 MiB"), HasSubstr("stage 0, side network"),
+                    HasSubstr("cuda:1  72.0 GiB  NVIDIA H100 80GB HBM3 (cuda:1, sm_90)")));
   EXPECT_EQ(Json::parse(Run({"--json", "workers"}).out)["workers"][0]["state"], "BUSY");
+}
+
+TEST_F(CliTest, GetShowsWhereAJobWasPlaced) {
+  v1::Job job;
+  job.set_id("j-0b000002");
+  v1::Placement* placement = job.mutable_placement();
+  placement->set_device(v1::DEVICE_KIND_CUDA);
+  placement->set_data_plane(v1::DATA_PLANE_NCCL);
+  v1::PlacedStage* stage = placement->add_stages();
+  stage->set_worker_id("w0");
+  stage->set_num_layers(32);
+  stage->set_memory_bytes(uint64_t{4} << 30);
+  placement->set_side_worker_id("w1");
+  coordinator_.AddJob(job);
+  const std::string out = Run({"get", "j-0b000002"}).out;
+  EXPECT_THAT(out, ContainsRegex("device +cuda\n"));
+  EXPECT_THAT(out, ContainsRegex("data plane +nccl\n"));
+  EXPECT_THAT(out, ContainsRegex("stage 0 +w0  layers 0 to 31  needs 4.0 GiB\n"));
+  EXPECT_THAT(out, ContainsRegex("side network +w1\n"));
+}
+
+TEST_F(CliTest, UpRefusesDevicesThatItDoesNotKnow) {
+  Result result = Run({"up", "--device=tpu"});
+  EXPECT_EQ(result.status, 2);
+  EXPECT_THAT(result.err, HasSubstr("--device: 'tpu' is none of auto, cpu, cuda"));
+  result = Run({"up", "--gpus=2"});
+  EXPECT_EQ(result.status, 2);
+  EXPECT_THAT(result.err, HasSubstr("--gpus: goes with --device=cuda"));
+  EXPECT_EQ(Run({"up", "--device=cuda", "--gpus=0"}).status, 2);
 }
 
 TEST_F(CliTest, DownWithoutAClusterHasNothingToDo) {

@@ -71,6 +71,17 @@ absl::Status RunUp(CommandContext& context) {
   if (args.Has("listen")) options.listen = args.String("listen");
   if (args.Has("workers")) options.num_workers = args.Uint("workers");
   if (args.Has("threads-per-worker")) options.threads_per_worker = args.Uint("threads-per-worker");
+  if (args.Has("device")) {
+    options.device = args.String("device");
+    if (*options.device != "auto" && *options.device != "cpu" && *options.device != "cuda") {
+      return UsageError(absl::StrCat("--device: '", *options.device, "' is none of auto, cpu, cuda"));
+    }
+  }
+  if (args.Has("gpus")) {
+    options.num_gpus = args.Uint("gpus");
+    if (*options.num_gpus < 1 || *options.num_gpus > 64) return UsageError("--gpus: from 1 to 64");
+    if (options.device.value_or("") != "cuda") return UsageError("--gpus: goes with --device=cuda");
+  }
   if (options.num_workers > 1000) return UsageError("--workers: at most 1000");
   if (options.threads_per_worker && (*options.threads_per_worker < 1 || *options.threads_per_worker > 4096)) {
     return UsageError("--threads-per-worker: from 1 to 4096");
@@ -127,17 +138,20 @@ absl::Status RunWorkers(CommandContext& context) {
     context.env.out << "no workers; start some with `qst up`\n";
     return absl::OkStatus();
   }
-  std::vector<std::vector<std::string>> rows = {
-      {"WORKER", "STATE", "DEVICE", "THREADS", "HOST", "PID", "RESIDENT", "PEAK", "BUDGET", "JOB", "PARTS"}};
+  std::vector<std::vector<std::string>> rows = {{"WORKER", "STATE", "DEVICE", "MEMORY", "NAME", "THREADS", "HOST",
+                                                 "PID", "RESIDENT", "PEAK", "BUDGET", "JOB", "PARTS"}};
   for (const v1::Worker& worker : response.workers()) {
     const auto bytes = [](uint64_t n) { return n == 0 ? std::string("-") : FormatBytes(n); };
-    rows.push_back({worker.id(), StateName(worker.state()), worker.device(), absl::StrCat(worker.num_threads()),
-                    OneLine(worker.host()), absl::StrCat(worker.pid()), bytes(worker.resident_bytes()),
-                    bytes(worker.peak_resident_bytes()), bytes(worker.budget_bytes()),
+    const bool is_cpu = worker.device_memory_bytes() == 0;
+    rows.push_back({worker.id(), StateName(worker.state()), OneLine(worker.device()),
+                    bytes(is_cpu ? worker.memory_bytes() : worker.device_memory_bytes()),
+                    worker.device_name().empty() ? "-" : OneLine(worker.device_name()),
+                    absl::StrCat(worker.num_threads()), OneLine(worker.host()), absl::StrCat(worker.pid()),
+                    bytes(worker.resident_bytes()), bytes(worker.peak_resident_bytes()), bytes(worker.budget_bytes()),
                     worker.job_id().empty() ? "-" : worker.job_id(),
                     worker.parts().empty() ? "-" : OneLine(absl::StrJoin(worker.parts(), ", "))});
   }
-  context.env.out << FormatTable(rows, {3, 5, 6, 7, 8});
+  context.env.out << FormatTable(rows, {3, 5, 7, 8, 9, 10});
   return absl::OkStatus();
 }
 
@@ -150,6 +164,9 @@ std::vector<Command> ClusterCommands() {
   up.flags = {
       {"workers", 0, FlagKind::kUint, "N", "", "worker processes (default: as many as before, else 3)"},
       {"threads-per-worker", 0, FlagKind::kUint, "N", "", "compute threads of each (default: cores / workers)"},
+      {"device", 0, FlagKind::kString, "KIND", "",
+       "what workers compute on: cpu, cuda, or auto: the first GPU where there is one (default: as before, else auto)"},
+      {"gpus", 0, FlagKind::kUint, "N", "", "with --device=cuda: worker i takes GPU i modulo N (default: 1)"},
       StoreFlag(),
       {"listen", 0, FlagKind::kString, "HOST:PORT", "",
        "address of the coordinator; port 0 = any free one (default: 127.0.0.1:7310)"},
@@ -159,7 +176,9 @@ std::vector<Command> ClusterCommands() {
   };
   up.details =
       "Run again, it starts only what is missing: a coordinator or workers that have died. Logs are in STORE/logs.";
-  up.examples = {"qst up --workers=3", "qst up --store=/data/qst --listen=127.0.0.1:0"};
+  up.details += "\nWorkers that share a GPU get an NCCL_HOSTID each, or NCCL would refuse them.";
+  up.examples = {"qst up --workers=3", "qst up --device=cuda --gpus=8 --workers=8",
+                 "qst up --store=/data/qst --listen=127.0.0.1:0"};
   up.run = RunUp;
 
   Command down;

@@ -58,6 +58,9 @@ absl::StatusOr<std::optional<ClusterState>> LoadClusterState(const std::string& 
     state.listen = json.at("listen").get<std::string>();
     state.boot_id = json.at("boot_id").get<std::string>();
     state.threads_per_worker = json.at("threads_per_worker").get<uint64_t>();
+    // Absent in files of before there were GPUs.
+    state.device = json.value("device", "cpu");
+    state.num_gpus = json.value("gpus", uint64_t{1});
     for (const Json& item : json.at("members")) {
       state.members.push_back({item.at("name").get<std::string>(),
                                {item.at("pid").get<pid_t>(), item.at("start_ticks").get<uint64_t>()},
@@ -77,6 +80,8 @@ absl::Status SaveClusterState(const ClusterState& state) {
   json["listen"] = state.listen;
   json["boot_id"] = state.boot_id;
   json["threads_per_worker"] = state.threads_per_worker;
+  json["device"] = state.device;
+  json["gpus"] = state.num_gpus;
   json["members"] = Json::array();
   for (const ClusterMember& member : state.members) {
     json["members"].push_back({{"name", member.name},

@@ -32,6 +32,9 @@ struct ClusterState {
   std::string listen;
   std::string boot_id;
   uint64_t threads_per_worker = 0;
+  // What workers compute on: "auto", "cpu" or "cuda", and the GPUs that they are spread over.
+  std::string device = "auto";
+  uint64_t num_gpus = 1;
   std::vector<ClusterMember> members;
 
   // Null if there is none of that name. Alive only in the boot that started it.

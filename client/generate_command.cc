@@ -10,6 +10,7 @@
 #include "client/interrupt.h"
 #include "client/proto_json.h"
 #include "client/resolve.h"
+#include "client/spec_fields.h"
 #include "client/utf8.h"
 #include "proto/support/status_macros.h"
 
@@ -71,6 +72,12 @@ absl::StatusOr<v1::GenerateRequest> Request(CommandContext& context) {
   request.set_template_(args.String("template"));
   request.mutable_resources()->set_stages(stages);
   request.mutable_resources()->set_workers(workers);
+  const auto* const device = FindEnumValue(v1::DeviceKind_descriptor(), args.String("device"));
+  if (device == nullptr) {
+    return UsageError(absl::StrCat("--device: '", args.String("device"), "' is none of ",
+                                   absl::StrJoin(EnumShortNames(v1::DeviceKind_descriptor()), ", ")));
+  }
+  request.mutable_resources()->set_device(static_cast<v1::DeviceKind>(device->number()));
   if (!args.String("job").empty()) {
     QST_ASSIGN_OR_RETURN(*request.mutable_job_id(), ResolveJob(args.String("job"), context.client));
   }
@@ -121,6 +128,7 @@ std::vector<Command> GenerateCommands() {
        "prompt template: auto, alpaca, chatml, llama2, plain (default: the prompt as it is)"},
       {"stages", 0, FlagKind::kUint, "N", "0", "pipeline stages; 0 = by the free workers"},
       {"workers", 0, FlagKind::kUint, "N", "0", "worker processes; 0 = by the stages"},
+      {"device", 0, FlagKind::kString, "KIND", "auto", "workers to run on: auto, cpu or cuda"},
       {"show-ids", 0, FlagKind::kBool, "", "", "print the token ids after the text"},
   };
   generate.examples = {"qst generate --model=smollm2 --prompt='Once upon a time' --max-new-tokens=50",

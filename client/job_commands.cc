@@ -14,6 +14,7 @@
 #include "client/progress_view.h"
 #include "client/proto_json.h"
 #include "client/resolve.h"
+#include "client/spec_fields.h"
 #include "client/spec_to_yaml.h"
 #include "proto/support/status_macros.h"
 
@@ -55,6 +56,12 @@ absl::StatusOr<std::vector<v1::JobState>> ParseStates(const std::string& text) {
   return states;
 }
 
+// "cuda" of DEVICE_KIND_CUDA; a number that this program does not know as it is.
+std::string ShortName(const google::protobuf::EnumDescriptor* type, int value) {
+  const auto* const known = type->FindValueByNumber(value);
+  return known == nullptr ? absl::StrCat(value) : EnumShortName(known);
+}
+
 absl::Status RunJobs(CommandContext& context) {
   v1::ListJobsRequest request;
   QST_ASSIGN_OR_RETURN(const std::vector<v1::JobState> states, ParseStates(context.args.String("state")));
@@ -79,6 +86,24 @@ absl::Status RunJobs(CommandContext& context) {
   }
   context.env.out << FormatTable(rows, {4, 5, 7});
   return absl::OkStatus();
+}
+
+void AddPlacement(const v1::Placement& placement, std::vector<std::vector<std::string>>* rows) {
+  const auto need = [](uint64_t bytes) { return bytes == 0 ? "" : absl::StrCat("  needs ", FormatBytes(bytes)); };
+  if (placement.device() != v1::DEVICE_KIND_UNSPECIFIED) {
+    rows->push_back({"device", ShortName(v1::DeviceKind_descriptor(), placement.device())});
+  }
+  if (placement.data_plane() != v1::DATA_PLANE_UNSPECIFIED) {
+    rows->push_back({"data plane", ShortName(v1::DataPlane_descriptor(), placement.data_plane())});
+  }
+  for (const v1::PlacedStage& stage : placement.stages()) {
+    rows->push_back({absl::StrCat("stage ", stage.stage()),
+                     absl::StrCat(stage.worker_id(), "  layers ", stage.first_layer(), " to ",
+                                  stage.first_layer() + stage.num_layers() - 1, need(stage.memory_bytes()))});
+  }
+  if (!placement.side_worker_id().empty()) {
+    rows->push_back({"side network", placement.side_worker_id() + need(placement.side_memory_bytes())});
+  }
 }
 
 absl::Status RunGet(CommandContext& context) {
@@ -108,12 +133,7 @@ absl::Status RunGet(CommandContext& context) {
   }
   const std::string metrics = MetricsText(job.progress());
   if (!metrics.empty()) rows.push_back({"evaluation", metrics});
-  for (const v1::PlacedStage& stage : job.placement().stages()) {
-    rows.push_back(
-        {absl::StrCat("stage ", stage.stage()), absl::StrCat(stage.worker_id(), "  layers ", stage.first_layer(),
-                                                             " to ", stage.first_layer() + stage.num_layers() - 1)});
-  }
-  if (!job.placement().side_worker_id().empty()) rows.push_back({"side network", job.placement().side_worker_id()});
+  AddPlacement(job.placement(), &rows);
   context.env.out << FormatTable(rows) << "spec\n" << SpecToYaml(job.spec(), 2);
   return absl::OkStatus();
 }

@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <filesystem>
+#include <map>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -69,6 +71,11 @@ std::string Reachable(const std::string& address) {
   return address;
 }
 
+std::string DescribeDevices(const ClusterState& state) {
+  if (state.device != "cuda") return state.device == "cpu" ? "cpu" : "cuda:0 where there is a GPU, else cpu";
+  return absl::StrCat(state.num_gpus, state.num_gpus == 1 ? " GPU" : " GPUs");
+}
+
 void SayLogTail(const std::string& path, Say say) {
   const absl::StatusOr<std::string> text = ReadFile(path, size_t{64} << 20);
   if (!text.ok()) return;
@@ -110,15 +117,23 @@ class Starter {
           absl::StrCat("a cluster is up at ", state_.address, " with the store ", options_.store,
                        "; stop it first with `qst down --store=", options_.store, "`"));
     }
+    if (any_alive && ((options_.device && *options_.device != state_.device) ||
+                      (options_.num_gpus && *options_.num_gpus != state_.num_gpus))) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("the cluster that is up computes on ", DescribeDevices(state_),
+                       "; to change that, stop it first with `qst down --store=", options_.store, "`"));
+    }
     num_workers_ = options_.num_workers.value_or(workers_before > 0 ? workers_before : kDefaultWorkers);
     if (any_alive) num_workers_ = std::max(num_workers_, workers_before);
     if (!any_alive) {
       // What has no living member is over: other numbers may apply, and old process numbers mean nothing.
       const std::string listen = options_.listen.value_or(state_.listen.empty() ? kDefaultListen : state_.listen);
-      const uint64_t threads = state_.threads_per_worker;
-      state_ = ClusterState();
-      state_.listen = listen;
-      state_.threads_per_worker = threads;
+      ClusterState fresh;
+      fresh.listen = listen;
+      fresh.threads_per_worker = state_.threads_per_worker;
+      fresh.device = options_.device.value_or(state_.device);
+      fresh.num_gpus = options_.num_gpus.value_or(state_.num_gpus);
+      state_ = std::move(fresh);
       state_.boot_id = BootId();
     }
     state_.store = options_.store;
@@ -133,15 +148,32 @@ class Starter {
     if (!state_.IsMemberAlive(kCoordinator)) QST_RETURN_IF_ERROR(StartCoordinator());
     std::vector<std::string> names;
     for (uint64_t i = 0; i < num_workers_; ++i) names.push_back(absl::StrCat("w", i));
-    for (const std::string& name : names) {
+    for (uint64_t i = 0; i < num_workers_; ++i) {
+      const std::string& name = names[i];
       if (state_.IsMemberAlive(name)) continue;
       QST_ASSIGN_OR_RETURN(const std::string program,
                            FindProgram("qst-worker", "worker", options_.bin_dir, options_.path));
-      QST_RETURN_IF_ERROR(
-          Spawn(name, {program, "--coordinator=" + state_.address, "--store=" + state_.store, "--id=" + name,
-                       absl::StrCat("--threads=", state_.threads_per_worker), "--device=cpu"}));
+      QST_RETURN_IF_ERROR(Spawn(name,
+                                {program, "--coordinator=" + state_.address, "--store=" + state_.store, "--id=" + name,
+                                 absl::StrCat("--threads=", state_.threads_per_worker), "--device=" + DeviceOf(i)},
+                                Variables(name)));
     }
     return AwaitWorkers(names);
+  }
+
+  std::string DeviceOf(uint64_t worker) const {
+    return state_.device == "cuda" ? absl::StrCat("cuda:", worker % state_.num_gpus) : state_.device;
+  }
+
+  bool SharesGpus() const { return state_.device != "cpu" && num_workers_ > state_.num_gpus; }
+
+  // NCCL takes two processes on one GPU for a mistake, unless each says that it is a host of its own; then it goes
+  // through sockets, for which this machine's own interface is the one.
+  std::vector<std::string> Variables(const std::string& name) const {
+    if (!SharesGpus()) return {};
+    std::vector<std::string> variables = {"NCCL_HOSTID=" + name};
+    if (std::getenv("NCCL_SOCKET_IFNAME") == nullptr) variables.emplace_back("NCCL_SOCKET_IFNAME=lo");
+    return variables;
   }
 
   absl::Status StartCoordinator() {
@@ -154,8 +186,8 @@ class Starter {
     // Workers that live on look for it where it was.
     const bool any_port = absl::EndsWith(state_.listen, ":0");
     const std::string listen = any_port && !state_.address.empty() ? state_.address : state_.listen;
-    QST_RETURN_IF_ERROR(
-        Spawn(kCoordinator, {program, "--listen=" + listen, "--store=" + state_.store, "--port_file=" + port_file}));
+    QST_RETURN_IF_ERROR(Spawn(
+        kCoordinator, {program, "--listen=" + listen, "--store=" + state_.store, "--port_file=" + port_file}, {}));
     while (absl::Now() < end_) {
       const absl::StatusOr<std::string> address = ReadFile(port_file, 4096);
       if (address.ok() && !absl::StripAsciiWhitespace(*address).empty()) {
@@ -180,7 +212,10 @@ class Starter {
         for (const std::string& name : names) {
           if (!IsRegistered(*response, name)) missing = name;
         }
-        if (missing.empty()) return absl::OkStatus();
+        if (missing.empty()) {
+          SaySharedGpus(*response);
+          return absl::OkStatus();
+        }
       }
       if (!state_.IsMemberAlive(kCoordinator)) return Died(kCoordinator);
       for (const std::string& name : names) {
@@ -192,19 +227,37 @@ class Starter {
     return TooSlow(missing, "has not registered with the coordinator");
   }
 
+  // Only the workers know whether there are GPUs.
+  void SaySharedGpus(const v1::ListWorkersResponse& response) {
+    std::map<std::string, std::vector<std::string>> users;
+    for (const v1::Worker& worker : response.workers()) {
+      if (absl::StartsWith(worker.device(), "cuda") && IsRegistered(response, worker.id())) {
+        users[worker.device()].push_back(worker.id());
+      }
+    }
+    for (const auto& [device, ids] : users) {
+      if (ids.size() < 2 || !SharesGpus()) continue;
+      say_(absl::StrCat(absl::StrJoin(ids, ", "), " share ", device,
+                        ": NCCL_HOSTID is set for each, and NCCL goes through sockets; with a GPU for each worker "
+                        "(--gpus=N) it is faster"));
+    }
+  }
+
   bool IsRegistered(const v1::ListWorkersResponse& response, const std::string& name) const {
     for (const v1::Worker& worker : response.workers()) {
-      if (worker.id() == name && worker.state() != v1::WORKER_STATE_LOST &&
-          worker.pid() == state_.Find(name)->process.pid) {
+      const ClusterMember* member = state_.Find(name);
+      if (worker.id() == name && worker.state() != v1::WORKER_STATE_LOST && member != nullptr &&
+          worker.pid() == member->process.pid) {
         return true;
       }
     }
     return false;
   }
 
-  absl::Status Spawn(const std::string& name, const std::vector<std::string>& argv) {
+  absl::Status Spawn(const std::string& name, const std::vector<std::string>& argv,
+                     const std::vector<std::string>& variables) {
     const std::string log_path = absl::StrCat(state_.store, "/logs/", name, ".log");
-    QST_ASSIGN_OR_RETURN(const ProcessId process, SpawnDaemon(argv, log_path));
+    QST_ASSIGN_OR_RETURN(const ProcessId process, SpawnDaemon(argv, variables, log_path));
     auto& members = state_.members;
     members.erase(std::remove_if(members.begin(), members.end(), [&](const auto& m) { return m.name == name; }),
                   members.end());

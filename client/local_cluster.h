@@ -24,6 +24,11 @@ struct UpOptions {
   std::optional<uint64_t> num_workers;
   // Unset: as before, else the cores shared out evenly, at least 1.
   std::optional<uint64_t> threads_per_worker;
+  // What workers compute on: "cpu"; "cuda", spread over `num_gpus`; "auto": each takes the first GPU where there is
+  // one. Unset: as before, else auto.
+  std::optional<std::string> device;
+  // With "cuda": worker i gets GPU i % num_gpus. Unset: as before, else 1.
+  std::optional<uint64_t> num_gpus;
   // Looked into for qst-coordinator and qst-worker before all other places; may be empty.
   std::string bin_dir;
   // Value of PATH.

@@ -20,9 +20,11 @@
 namespace qst {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 using ::testing::UnorderedElementsAre;
 
 class LocalClusterTest : public testing::Test {
@@ -70,6 +72,7 @@ class LocalClusterTest : public testing::Test {
 
 TEST_F(LocalClusterTest, UpStartsAllAndDownStopsAll) {
   options_.threads_per_worker = 5;
+  options_.device = "cpu";
   const auto up = Up();
   QST_ASSERT_OK(up);
   EXPECT_THAT(up->started, ElementsAre("coordinator", "w0", "w1"));
@@ -157,6 +160,40 @@ TEST_F(LocalClusterTest, OtherAddressIsRefusedWhileUp) {
   QST_ASSERT_OK(Up());
   options_.listen = "127.0.0.1:1";
   EXPECT_THAT(Up(), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("stop it first with `qst down")));
+}
+
+TEST_F(LocalClusterTest, WorkersAreSpreadOverGpus) {
+  options_.device = "cuda";
+  options_.num_gpus = 2;
+  QST_ASSERT_OK(Up());
+  for (const char* name : {"w0", "w1"}) {
+    const std::string log = *ReadFile(absl::StrCat(options_.store, "/logs/", name, ".log"), 10000);
+    EXPECT_THAT(log, HasSubstr(absl::StrCat(" --device=cuda:", name + 1, "\n")));
+  }
+  EXPECT_EQ(said_, "");
+}
+
+TEST_F(LocalClusterTest, WorkersThatShareAGpuAreHostsOfTheirOwnForNccl) {
+  options_.device = "cuda";
+  const auto first = Up();
+  QST_ASSERT_OK(first);
+  EXPECT_THAT(*ReadFile(options_.store + "/logs/w1.log", 10000),
+              HasSubstr(" --device=cuda:0 NCCL_HOSTID=w1 NCCL_SOCKET_IFNAME=lo\n"));
+  EXPECT_THAT(*ReadFile(options_.store + "/logs/coordinator.log", 10000), Not(HasSubstr("NCCL")));
+  EXPECT_THAT(said_, HasSubstr("w0, w1 share cuda:0: NCCL_HOSTID is set for each"));
+  // What is missing comes back as it was.
+  Kill(first->state, "w1");
+  QST_ASSERT_OK(Up());
+  EXPECT_THAT(*ReadFile(options_.store + "/logs/w1.log", 10000), AllOf(HasSubstr("cuda:0"), Not(HasSubstr("auto"))));
+}
+
+TEST_F(LocalClusterTest, OtherDeviceIsRefusedWhileUp) {
+  QST_ASSERT_OK(Up());
+  options_.device = "cuda";
+  EXPECT_THAT(Up(), StatusIs(absl::StatusCode::kFailedPrecondition,
+                             HasSubstr("computes on cuda:0 where there is a GPU, else cpu; to change that, stop it")));
+  options_.device = "auto";
+  QST_EXPECT_OK(Up());
 }
 
 TEST_F(LocalClusterTest, DamagedStateIsReported) {

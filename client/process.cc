@@ -12,6 +12,7 @@
 #include <optional>
 #include <sstream>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -52,7 +53,8 @@ bool IsAlive(const ProcessId& process) {
   return stat && stat->start_ticks == process.start_ticks && stat->state != 'Z' && stat->state != 'X';
 }
 
-absl::StatusOr<ProcessId> SpawnDaemon(const std::vector<std::string>& argv, const std::string& log_path) {
+absl::StatusOr<ProcessId> SpawnDaemon(const std::vector<std::string>& argv, const std::vector<std::string>& variables,
+                                      const std::string& log_path) {
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
@@ -73,8 +75,19 @@ absl::StatusOr<ProcessId> SpawnDaemon(const std::vector<std::string>& argv, cons
   std::vector<char*> arguments;
   for (const std::string& argument : argv) arguments.push_back(const_cast<char*>(argument.c_str()));
   arguments.push_back(nullptr);
+  std::vector<char*> environment;
+  for (const std::string& variable : variables) environment.push_back(const_cast<char*>(variable.c_str()));
+  for (char** ours = environ; *ours != nullptr; ++ours) {
+    const absl::string_view entry = *ours;
+    const absl::string_view name = entry.substr(0, entry.find('=') + 1);
+    const bool is_replaced = std::any_of(variables.begin(), variables.end(), [&](const std::string& variable) {
+      return !name.empty() && absl::StartsWith(variable, name);
+    });
+    if (!is_replaced) environment.push_back(*ours);
+  }
+  environment.push_back(nullptr);
   pid_t pid = 0;
-  const int error = posix_spawn(&pid, argv[0].c_str(), &actions, &attributes, arguments.data(), environ);
+  const int error = posix_spawn(&pid, argv[0].c_str(), &actions, &attributes, arguments.data(), environment.data());
   posix_spawn_file_actions_destroy(&actions);
   posix_spawnattr_destroy(&attributes);
   if (error != 0) return absl::ErrnoToStatus(error, absl::StrCat("cannot start ", argv[0]));

@@ -24,8 +24,10 @@ struct ProcessId {
 // Runs and is no zombie, and is the very process meant.
 bool IsAlive(const ProcessId& process);
 
-// Starts argv[0] (a path) in a session of its own, with no input, appending its output to log_path.
-absl::StatusOr<ProcessId> SpawnDaemon(const std::vector<std::string>& argv, const std::string& log_path);
+// Starts argv[0] (a path) in a session of its own, with no input, appending its output to log_path. Its environment is
+// ours, with `variables` ("NAME=value") in place of those of the same names.
+absl::StatusOr<ProcessId> SpawnDaemon(const std::vector<std::string>& argv, const std::vector<std::string>& variables,
+                                      const std::string& log_path);
 
 // Sends SIGTERM to all, once: a second one means "at once" to our daemons. SIGKILL after `grace` to those that are
 // left; returns when all are gone. Processes that are gone already, or were never ours, are left alone. Returns those

@@ -41,10 +41,12 @@ train:
   learning_rate: 1e-3
   schedule: linear
   warmup_ratio: 0
+  wire_dtype: int8
   seed: 18446744073709551615
 eval:
 resources:
   stages: 2
+  device: cuda
 )";
 
 TEST(YamlToSpecTest, ReadsEveryKindOfField) {
@@ -56,6 +58,8 @@ TEST(YamlToSpecTest, ReadsEveryKindOfField) {
   EXPECT_TRUE(spec->quantization().has_double_quant());
   EXPECT_FALSE(spec->quantization().double_quant());
   EXPECT_EQ(spec->side().preset(), v1::SIDE_PRESET_PAPER);
+  EXPECT_EQ(spec->train().wire_dtype(), v1::WIRE_DTYPE_INT8);
+  EXPECT_EQ(spec->resources().device(), v1::DEVICE_KIND_CUDA);
   EXPECT_EQ(spec->side().gate_lr_scale(), 10.0);
   EXPECT_TRUE(spec->side().sigmoid_mix());
   EXPECT_FALSE(spec->side().has_gate_init());

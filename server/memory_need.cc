@@ -5,11 +5,15 @@
 namespace qst {
 namespace {
 
-// Activations, parameters and optimizer are float32 on both devices, or narrower.
+// Parameters, optimizer, the side network's activations and all activations on CPU are float32.
 constexpr std::uint64_t kFloat = 4;
-// A stage's feed-forward part, and the rows whose logits exist at a time, are computed in pieces of at most so many
-// tokens.
+// A stage's activations on a GPU.
+constexpr std::uint64_t kHalf = 2;
+// A stage's feed-forward part is computed in pieces of at most so many tokens; on a GPU of as many as these bytes hold,
+// where that is more.
 constexpr std::uint64_t kMlpTokens = 1024;
+constexpr std::uint64_t kCudaMlpBytes = 1 << 30;
+// Rows whose logits exist at a time.
 constexpr std::uint64_t kHeadRows = 512;
 // States of one layer that a stage has on their way at a time.
 constexpr std::uint64_t kStatesUnderWay = 2;
@@ -88,12 +92,18 @@ std::uint64_t MemoryNeed::StageBytes(std::uint32_t first_layer, std::uint32_t nu
   const std::uint64_t tokens = load_.pass_tokens;
   std::uint64_t bytes = num_layers * model_.layer_bytes();
   if (first_layer == 0) bytes += model_.embedding_bytes();
-  bytes += kFloat * (tokens * 2 * (d + q_width_ + kv_width_) + std::min(tokens, kMlpTokens) * 2 * inner_);
-  bytes += kFloat * num_layers * load_.cached_tokens * 2 * kv_width_;
+  if (device_ == v1::DEVICE_KIND_CUDA) {
+    const std::uint64_t mlp_tokens = std::max(kMlpTokens, kCudaMlpBytes / (2 * kHalf * inner_));
+    bytes += tokens * (kHalf * (d + 2 * q_width_ + 2 * kv_width_) + kFloat * d + 8);
+    bytes += std::min(tokens, mlp_tokens) * kHalf * 2 * inner_;
+    bytes += kHalf * num_layers * load_.cached_tokens * 2 * kv_width_ + kCudaScratchBytes;
+  } else {
+    bytes += kFloat * (tokens * 2 * (d + q_width_ + kv_width_) + std::min(tokens, kMlpTokens) * 2 * inner_);
+    bytes += kFloat * num_layers * load_.cached_tokens * 2 * kv_width_;
+  }
   // Residual streams that came ahead, and states that are leaving.
   bytes += load_.passes_in_flight * tokens * d * kFloat;
-  bytes += kStatesUnderWay * WireBytes(load_.wire_dtype, tokens, d);
-  return bytes + (device_ == v1::DEVICE_KIND_CUDA ? kCudaScratchBytes : 0);
+  return bytes + kStatesUnderWay * WireBytes(load_.wire_dtype, tokens, d);
 }
 
 std::uint64_t MemoryNeed::NumOutputs() const {

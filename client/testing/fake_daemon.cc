@@ -1,5 +1,5 @@
 // Stands in for qst-coordinator and qst-worker (by its own name) where only starting and stopping matter. A worker
-// registers with a file STORE/fake-ID.pid; the coordinator lists those.
+// registers with a file STORE/fake-ID.pid, which also has its device; the coordinator lists those.
 #include <signal.h>
 #include <unistd.h>
 
@@ -53,10 +53,12 @@ int RunCoordinator(int argc, char** argv, const std::string& store) {
       std::string name = entry.path().filename();
       if (!absl::StartsWith(name, "fake-")) continue;
       int64_t pid = 0;
-      std::ifstream(entry.path()) >> pid;
+      std::string device;
+      std::ifstream(entry.path()) >> pid >> device;
       v1::Worker worker;
       worker.set_id(std::string(absl::StripSuffix(name.substr(5), ".pid")));
       worker.set_pid(pid);
+      worker.set_device(device);
       worker.set_state(v1::WORKER_STATE_IDLE);
       workers.push_back(worker);
     }
@@ -77,6 +79,9 @@ int Main(int argc, char** argv) {
   const std::string name = is_coordinator ? "coordinator" : Flag(argc, argv, "id");
   std::printf("%s starts:", name.c_str());
   for (int i = 1; i < argc; ++i) std::printf(" %s", argv[i]);
+  for (const char* variable : {"NCCL_HOSTID", "NCCL_SOCKET_IFNAME"}) {
+    if (const char* value = std::getenv(variable)) std::printf(" %s=%s", variable, value);
+  }
   std::printf("\n");
   std::fflush(stdout);
   if (IsSet(store, "break", name)) {
@@ -85,7 +90,7 @@ int Main(int argc, char** argv) {
   }
   if (IsSet(store, "idle", name)) return WaitForTerm(store, name);
   if (is_coordinator) return RunCoordinator(argc, argv, store);
-  std::ofstream(absl::StrCat(store, "/fake-", name, ".pid")) << getpid();
+  std::ofstream(absl::StrCat(store, "/fake-", name, ".pid")) << getpid() << " " << Flag(argc, argv, "device");
   return WaitForTerm(store, name);
 }
 
