@@ -3,18 +3,22 @@
 # stages, side network, each a process), finetunes SmolLM2-135M-Instruct to tell the topic of a text, evaluates it on
 # texts that it has not seen, shows the result and shuts everything down.
 #
-#   deploy/quickstart.sh [--model PATH] [--train-per-topic N] [--epochs N] [--output DIR]
+#   deploy/quickstart.sh [--device cpu|cuda|auto] [--model PATH] [--train-per-topic N] [--epochs N] [--output DIR]
 #
+#   --device KIND         what computes (default auto: the first GPU where build and machine have one, else the CPU)
 #   --model PATH          a GGUF file or a Hugging Face folder, instead of the one that is downloaded
 #   --train-per-topic N   training texts of each of the 8 topics (default 160, at most 320)
 #   --epochs N            passes over them (default 2)
 #   --output DIR          everything that it makes (default ./quickstart-output); kept between runs
+#
+# In a bundle (deploy/README.md) it installs and builds nothing: the programs are beside it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-model="" train_per_topic=160 epochs=2 output=$PWD/quickstart-output
+device=auto model="" train_per_topic=160 epochs=2 output=$PWD/quickstart-output
 while [[ $# -gt 0 ]]; do
   case "$1" in
+    --device) device=${2:?--device needs cpu, cuda or auto}; shift 2 ;;
     --model) model=${2:?--model needs a path}; shift 2 ;;
     --train-per-topic) train_per_topic=${2:?--train-per-topic needs a number}; shift 2 ;;
     --epochs) epochs=${2:?--epochs needs a number}; shift 2 ;;
@@ -23,6 +27,7 @@ while [[ $# -gt 0 ]]; do
     *) echo "quickstart.sh: unknown argument '$1'; see --help" >&2; exit 2 ;;
   esac
 done
+[[ "$device" =~ ^(cpu|cuda|auto)$ ]] || { echo "quickstart.sh: --device $device is none of cpu, cuda, auto" >&2; exit 2; }
 for number in "$train_per_topic" "$epochs"; do
   [[ "$number" =~ ^[1-9][0-9]*$ ]] || { echo "quickstart.sh: '$number' is not a positive whole number" >&2; exit 2; }
 done
@@ -34,10 +39,17 @@ fi
 started=$SECONDS
 say() { printf '\n== [%3d s] %s\n' $((SECONDS - started)) "$*"; }
 
-say "Installing packages and building (first run: several minutes)"
-bin=$(deploy/build.sh | tail -n 1)
 qst() { "$bin/qst" "$@"; }
-say "Built"
+if [[ -r VERSION && -x bin/qst ]]; then
+  bin=$PWD/bin
+  [[ ! -d data/fortunes ]] || export FORTUNES_DIR=${FORTUNES_DIR:-$PWD/data/fortunes}
+else
+  build_flags=()
+  if [[ "$device" == cuda ]]; then build_flags=(--config=cuda); fi
+  say "Installing packages and building (first run: several minutes)"
+  bin=$(deploy/build.sh "${build_flags[@]}" | tail -n 1)
+  say "Built"
+fi
 
 mkdir -p "$output"
 if [[ -z "$model" ]]; then
@@ -64,7 +76,7 @@ stop() { qst down --store "$output/store" >/dev/null 2>&1 || true; }
 trap stop EXIT
 
 say "Starting coordinator and three workers"
-qst up --store "$output/store" --listen "$QST_COORDINATOR" --workers 3
+qst up --store "$output/store" --listen "$QST_COORDINATOR" --workers 3 --device "$device"
 qst workers
 
 say "Importing the model, quantized to NF4 with double quantization"
@@ -88,6 +100,7 @@ eval:
   linear_probe: true
 resources:
   stages: 2
+  device: $device
 YAML
 say "Finetuning on 2 stages and a side network"
 job=$(qst submit -f "$output/job.yaml" --json | sed -n 's/.*"id": *"\([^"]*\)".*/\1/p' | head -1)

@@ -17,7 +17,7 @@ YAML
 expect_fail 3 "qst up" qst --coordinator 127.0.0.1:1 jobs
 up 2
 qst model import "$work/model" --name tiny
-pids=$(pgrep -f -- "$store" | sort)
+pids=$(processes)
 
 # The command line and the job file.
 expect_fail 2 "did you mean .model" qst modle import x
@@ -82,5 +82,5 @@ wait_for 10 is_state "$job" CANCELLED || fail "running job is $(state_of "$job")
 job=$(submit "$work/job.yaml")
 qst watch "$job" >/dev/null 2>&1 || fail "a good job after all the bad ones"
 
-[[ "$(pgrep -f -- "$store" | sort)" == "$pids" ]] || fail "a process died or was replaced"
+[[ "$(processes)" == "$pids" ]] || fail "a process died or was replaced"
 echo "all bad input refused, all processes alive"

@@ -28,18 +28,29 @@ cleanup() {
 }
 trap cleanup EXIT
 
+# What workers compute on: cpu, or cuda (all on the first GPU).
+device=${QST_TEST_DEVICE:-cpu}
+
 # up WORKERS: starts the cluster on a port of its own and sets QST_COORDINATOR.
 up() {
-  qst up --store "$store" --listen 127.0.0.1:0 --workers "$1" --threads-per-worker 1 >"$work/up.out" 2>&1 ||
+  qst up --store "$store" --listen 127.0.0.1:0 --workers "$1" --threads-per-worker 1 --device "$device" >"$work/up.out" 2>&1 ||
     fail "qst up: $(cat "$work/up.out")"
   QST_COORDINATOR=$(coordinator_address)
   export QST_COORDINATOR
 }
 coordinator_address() { sed -n 's/.*"address": *"\([^"]*\)".*/\1/p' "$store/cluster.json" | head -1; }
-# pid_of qst-coordinator | pid_of w1: from the process list, by the arguments that name this test's store.
+# Process ids of this cluster: those whose arguments name this test's store.
+processes() {
+  local file
+  for file in /proc/[0-9]*/cmdline; do
+    grep -qz -- "$store" "$file" 2>/dev/null && grep -qzE 'qst-(coordinator|worker)' "$file" 2>/dev/null &&
+      basename "${file%/cmdline}"
+  done | sort
+}
+# pid_of coordinator | pid_of w1
 pid_of() {
   local pid
-  for pid in $(pgrep -f -- "$store" || true); do
+  for pid in $(processes); do
     case "$1" in
       coordinator) grep -qz 'qst-coordinator' "/proc/$pid/cmdline" 2>/dev/null && { echo "$pid"; return; } ;;
       *) tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qE "qst-worker.*--id[= ]$1( |\$)" && { echo "$pid"; return; } ;;

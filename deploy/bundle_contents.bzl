@@ -1,0 +1,34 @@
+"""What the bundle carries besides the programs."""
+
+# The cases of a test that need a GPU, by their names.
+_GPU_CASES = "*Cuda*:*Nccl*:*GpuTest.*-*Absent*"
+
+# Tests with such cases.
+GPU_TESTS = {label: _GPU_CASES for label in [
+    "//kernels:attention_test",
+    "//kernels:device_memory_test",
+    "//kernels:elementwise_test",
+    "//kernels:embedding_test",
+    "//kernels:loss_test",
+    "//kernels:norm_test",
+    "//kernels:optimizer_test",
+    "//kernels:rotary_test",
+    "//kernels:wire_test",
+    "//kernels/cuda:device_test",
+    "//kernels/cuda:quant4_test",
+    "//worker:compute_device_test",
+    "//worker/backbone:device_weights_test",
+    "//worker/backbone:stage_test",
+    "//worker/stream:buffer_test",
+    "//worker/stream:stage_runner_test",
+]}
+
+# Benchmarks of the GPU backend. Each prints JSON lines {"name", "shape", "value", "unit", "ratio"}.
+GPU_BENCHMARKS = []
+
+# Shell tests that start a whole cluster; on the device that QST_TEST_DEVICE names.
+E2E_TESTS = [
+    "//tests/e2e:main_job_test",
+    "//tests/e2e:stories_test",
+    "//tests/e2e:faults_test",
+]

@@ -1,0 +1,211 @@
+#!/usr/bin/env bash
+# Runs everything that a bundle (deploy/bundle.bzl) carries for a GPU, and writes report.txt and report.json: tests,
+# benchmarks, compute-sanitizer over the kernels' tests where it is installed, then end-to-end tests on a cluster of
+# processes that share the GPU.
+#
+#   tests/gpu/run_all.sh [--out DIR] [--seconds N] [--only STAGE[,STAGE]] [--device cuda|cpu]
+#
+#   --out DIR      reports, and a log for each run (default ./gpu-report)
+#   --seconds N    for all of it (default 540); what there is no time for is reported as skipped
+#   --only ...     of tests, benchmarks, sanitizer, e2e
+#   --device KIND  what the end-to-end tests run on (default: cuda; without a GPU they are skipped)
+#
+# Exit status: 0 if nothing failed. Without a GPU all is skipped, and says so.
+set -uo pipefail
+
+root=$(dirname "$(readlink -f "$0")")/../..
+root=$(cd "$root" && pwd)
+out=$PWD/gpu-report seconds=540 only=tests,benchmarks,sanitizer,e2e device=""
+usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
+while [[ $# -gt 0 ]]; do
+  case "$1" in
+    --out) out=${2:?--out needs a folder}; shift 2 ;;
+    --seconds) seconds=${2:?--seconds needs a number}; shift 2 ;;
+    --only) only=${2:?--only needs a list}; shift 2 ;;
+    --device) device=${2:?--device needs cuda or cpu}; shift 2 ;;
+    -h|--help) usage; exit 0 ;;
+    *) echo "run_all.sh: unknown argument '$1'; see --help" >&2; exit 2 ;;
+  esac
+done
+[[ "$seconds" =~ ^[1-9][0-9]*$ ]] || { echo "run_all.sh: --seconds $seconds is not a positive whole number" >&2; exit 2; }
+[[ "$device" =~ ^(|cuda|cpu)$ ]] || { echo "run_all.sh: --device $device is neither cuda nor cpu" >&2; exit 2; }
+for stage in ${only//,/ }; do
+  [[ "$stage" =~ ^(tests|benchmarks|sanitizer|e2e)$ ]] || { echo "run_all.sh: --only: no stage '$stage'" >&2; exit 2; }
+done
+[[ -r "$root/VERSION" ]] || { echo "run_all.sh: $root is no bundle; build one with bazel build //deploy:bundle" >&2; exit 2; }
+
+mkdir -p "$out/logs" && out=$(cd "$out" && pwd) || exit 2
+rm -f "$out"/logs/* "$out"/report.*
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+runs=$tmp/runs benches=$tmp/benches
+: > "$runs"; : > "$benches"
+
+# As a Bazel test sees its files.
+export TEST_SRCDIR=$root/tests/runfiles TEST_WORKSPACE=qst TEST_TMPDIR=$tmp
+[[ -n "${QST_SHARED_DATA:-}" || ! -d "$root/data" ]] || export QST_SHARED_DATA=$root/data
+. "$root/lib/cuda_env.sh"
+libraries=ok
+qst_find_cuda_libraries "$root/lib/cuda_libraries" 2> "$tmp/libraries" || libraries=$(tr '\n' ' ' < "$tmp/libraries")
+
+field() { sed -n "s/^$1 //p" "$root/VERSION"; }
+gpu="" driver="" cuda=""
+if command -v nvidia-smi >/dev/null && gpu=$(nvidia-smi --query-gpu=name,memory.total --format=csv,noheader 2>/dev/null); then
+  gpu=$(head -n 1 <<<"$gpu")
+  driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1)
+  cuda=$(nvidia-smi | sed -n 's/.*CUDA Version: *\([0-9.]*\).*/\1/p' | head -n 1)
+else
+  gpu=""
+  for node in /dev/nvidia[0-9]*; do [[ -e "$node" ]] && gpu="unknown (no nvidia-smi)"; done
+fi
+
+started=$SECONDS
+deadline=$((started + seconds))
+passed=0 failed=0 skipped=0
+# A text as a JSON string on one line.
+quote() { printf '"%s"' "$(printf '%s' "$1" | tr '\n\t\r' '   ' | tr -d '\000-\037' | sed 's/\\/\\\\/g; s/"/\\"/g')"; }
+
+# record STAGE NAME STATUS SECONDS REASON [JSON_FIELDS]
+record() {
+  case "$3" in passed) ((++passed)) ;; failed) ((++failed)) ;; *) ((++skipped)) ;; esac
+  printf '{"stage": %s, "name": %s, "status": "%s", "seconds": %s, "reason": %s%s}\n' \
+    "$(quote "$1")" "$(quote "$2")" "$3" "$4" "$(quote "$5")" "${6:+, $6}" >> "$runs"
+  printf '%-7s %-10s %-42s %4s s  %s\n' "$3" "$1" "$2" "$4" "$5" | tee -a "$tmp/lines"
+}
+
+# run STAGE NAME LIMIT COMMAND...: runs it for at most LIMIT seconds, and not beyond the deadline, with its output in
+# $log. Sets status (of the command; 124: out of time) and took. Returns 1, with a record, if there is no time left.
+run() {
+  local stage=$1 name=$2 limit=$3 left=$((deadline - SECONDS)); shift 3
+  log=$out/logs/$stage-${name//[^A-Za-z0-9_.-]/_}.log
+  if ((left < 3)); then
+    record "$stage" "$name" skipped 0 "no time left"
+    return 1
+  fi
+  ((limit < left)) || limit=$left
+  local begun=$SECONDS
+  status=0
+  (cd "$TEST_SRCDIR/$TEST_WORKSPACE" && exec timeout -k 5 "$limit" "$@") > "$log" 2>&1 < /dev/null || status=$?
+  took=$((SECONDS - begun))
+}
+
+# What GoogleTest printed into $log.
+judge_gtest() {
+  local stage=$1 name=$2 ok bad skip reason state
+  ok=$(grep -cE '^\[       OK \] .*\([0-9]+ ms\)' "$log")
+  bad=$(grep -cE '^\[  FAILED  \] .*\([0-9]+ ms\)' "$log")
+  skip=$(grep -cE '^\[  SKIPPED \] .*\([0-9]+ ms\)' "$log")
+  reason="$ok passed, $bad failed, $skip skipped"
+  if ((status == 124)); then
+    state=failed reason="out of time; $reason"
+  elif ((status != 0 || bad > 0)); then
+    state=failed
+    reason="$reason; $(grep -E '^\[  FAILED  \] |error while loading|Sanitizer|ERROR SUMMARY' "$log" | head -n 1)"
+    ((bad > 0)) || reason="exit status $status; $reason"
+  elif ((ok > 0)); then
+    state=passed
+  else
+    state=skipped
+    ((skip > 0)) || reason="no test for a GPU in it"
+  fi
+  record "$stage" "$name" "$state" "$took" "$reason" \
+    "\"tests_passed\": $ok, \"tests_failed\": $bad, \"tests_skipped\": $skip"
+}
+
+run_tests() {
+  local test filter
+  while IFS=$'\t' read -r test filter; do
+    run tests "$test" 90 "./$test" --gtest_filter="$filter" --gtest_color=no && judge_gtest tests "$test"
+  done < "$root/tests/gpu_test.list"
+}
+
+run_benchmarks() {
+  local bench lines
+  [[ -r "$root/tests/benchmark.list" ]] || return 0
+  while IFS=$'\t' read -r bench _; do
+    if [[ -z "$gpu" ]]; then
+      record benchmarks "$bench" skipped 0 "no GPU"
+      continue
+    fi
+    run benchmarks "$bench" 90 "./$bench" || continue
+    lines=$(grep -cE '^\{.*\}$' "$log")
+    grep -E '^\{.*\}$' "$log" >> "$benches"
+    if ((status == 0 && lines > 0)); then
+      record benchmarks "$bench" passed "$took" "$lines numbers"
+    else
+      record benchmarks "$bench" failed "$took" "exit status $status, $lines numbers; $(tail -n 1 "$log")"
+    fi
+  done < "$root/tests/benchmark.list"
+}
+
+find_sanitizer() {
+  command -v compute-sanitizer && return
+  local candidate
+  for candidate in /usr/local/cuda*/bin/compute-sanitizer /usr/local/cuda*/compute-sanitizer/compute-sanitizer; do
+    [[ -x "$candidate" ]] && { echo "$candidate"; return; }
+  done
+  return 1
+}
+
+run_sanitizer() {
+  local sanitizer tool test filter
+  sanitizer=$(find_sanitizer) || { record sanitizer compute-sanitizer skipped 0 "not installed"; return; }
+  [[ -n "$gpu" ]] || { record sanitizer compute-sanitizer skipped 0 "no GPU"; return; }
+  for tool in memcheck racecheck initcheck; do
+    while IFS=$'\t' read -r test filter; do
+      [[ "$test" == kernels/* ]] || continue
+      run sanitizer "$tool $test" 60 "$sanitizer" --tool "$tool" --error-exitcode 86 \
+        "./$test" --gtest_filter="$filter" --gtest_color=no && judge_gtest sanitizer "$tool $test"
+    done < "$root/tests/gpu_test.list"
+  done
+}
+
+run_e2e() {
+  local test
+  export QST_TEST_DEVICE=${device:-cuda}
+  while IFS=$'\t' read -r test _; do
+    if [[ "$QST_TEST_DEVICE" == cuda && -z "$gpu" ]]; then
+      record e2e "$test" skipped 0 "no GPU"
+      continue
+    fi
+    run e2e "$test" 180 "./$test" || continue
+    if ((status != 0)); then
+      record e2e "$test" failed "$took" "exit status $status; $(grep -m 1 FAILED "$log" || tail -n 1 "$log")"
+    elif grep -q SKIPPED "$log"; then
+      record e2e "$test" skipped "$took" "$(grep -m 1 SKIPPED "$log")"
+    else
+      record e2e "$test" passed "$took" "on $QST_TEST_DEVICE; $(tail -n 1 "$log")"
+    fi
+  done < "$root/tests/e2e_test.list"
+}
+
+# Some time is kept for the end-to-end tests; sanitizers may take any amount.
+all=$deadline
+for stage in tests benchmarks sanitizer e2e; do
+  [[ ",$only," == *",$stage,"* ]] || continue
+  deadline=$all
+  [[ "$stage" == e2e || ",$only," != *,e2e,* ]] || deadline=$((all - seconds / 4))
+  "run_$stage"
+done
+
+date=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+machine="$(uname -sr), $(nproc) processors"
+took=$((SECONDS - started))
+{
+  printf '{\n"date": "%s",\n"commit": %s,\n"variant": %s,\n' "$date" "$(quote "$(field commit)")" "$(quote "$(field variant)")"
+  printf '"gpu": %s,\n"driver": %s,\n"cuda": %s,\n' "$(quote "$gpu")" "$(quote "$driver")" "$(quote "$cuda")"
+  printf '"machine": %s,\n"cuda_libraries": %s,\n' "$(quote "$machine")" "$(quote "$libraries")"
+  printf '"seconds": %d,\n"passed": %d,\n"failed": %d,\n"skipped": %d,\n' "$took" $passed $failed $skipped
+  printf '"runs": [\n%s\n],\n' "$(sed '$!s/$/,/' "$runs")"
+  printf '"benchmarks": [\n%s\n]\n}\n' "$(sed '$!s/$/,/' "$benches")"
+} > "$out/report.json"
+{
+  printf '%-11s %s\n' date "$date" commit "$(field commit) ($(field variant))" GPU "${gpu:-none}" driver "${driver:-none}" \
+    CUDA "${cuda:-none}" machine "$machine" libraries "$libraries"
+  printf '\n'
+  cat "$tmp/lines" 2>/dev/null
+  [[ -s "$benches" ]] && { printf '\nbenchmarks\n'; cat "$benches"; }
+  printf '\n%d passed, %d failed, %d skipped in %d s\n' $passed $failed $skipped "$took"
+} > "$out/report.txt"
+printf '\n%d passed, %d failed, %d skipped in %d s: %s\n' $passed $failed $skipped "$took" "$out/report.txt"
+((failed == 0))
