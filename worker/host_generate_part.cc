@@ -114,6 +114,7 @@ class GeneratePart : public Part {
     }
     stream_options.hidden_size = config.hidden_size;
     stream_options.wire_dtype = WireDtypeOf(plan_);
+    stream_options.ctx = context_.ops;
     stream_options.max_passes_in_flight = plan_.max_passes_in_flight();
     stream_options.max_pass_tokens = MaxPassTokens(plan_);
     QST_ASSIGN_OR_RETURN(const std::unique_ptr<LiveStream> stream,

@@ -34,7 +34,16 @@ std::int64_t MaxPassTokens(const v1::JobPlan& plan) {
 }
 
 DType WireDtypeOf(const v1::JobPlan& plan) {
-  return plan.wire_dtype() == v1::WIRE_DTYPE_F32 ? DType::kF32 : DType::kBF16;
+  switch (plan.wire_dtype()) {
+    case v1::WIRE_DTYPE_F32:
+      return DType::kF32;
+    case v1::WIRE_DTYPE_INT8:
+      return DType::kI8;
+    case v1::WIRE_DTYPE_FP8:
+      return DType::kF8E4M3;
+    default:
+      return DType::kBF16;
+  }
 }
 
 std::string DescribeMemory(const PartContext& context) {
@@ -63,6 +72,10 @@ absl::Status CheckPlan(const v1::HostPart& command) {
   }
   if (command.is_side() && command.work_case() == v1::HostPart::WORK_NOT_SET) {
     return absl::InvalidArgumentError(where + "the side network has nothing to do");
+  }
+  if (!v1::WireDtype_IsValid(plan.wire_dtype())) {
+    return absl::InvalidArgumentError(absl::StrCat(where, "wire type ", plan.wire_dtype(),
+                                                   " is unknown to this worker; is it older than the coordinator?"));
   }
   if (plan.max_passes_in_flight() == 0 || MaxPassTokens(plan) < 1) {
     return absl::InvalidArgumentError(where + "allows no passes");

@@ -102,7 +102,7 @@ class HostPipelineTest : public testing::Test {
     }
     plan.set_side_worker_id(side_worker);
     plan.set_model_path(folder_ + "/model");
-    plan.set_wire_dtype(v1::WIRE_DTYPE_BF16);
+    plan.set_wire_dtype(wire_dtype_);
     plan.set_max_passes_in_flight(2);
     plan.set_backbone_batch_tokens(1024);
     plan.set_max_sequence_tokens(64);
@@ -202,6 +202,7 @@ class HostPipelineTest : public testing::Test {
     return text;
   }
 
+  v1::WireDtype wire_dtype_ = v1::WIRE_DTYPE_BF16;
   std::string source_;
   std::string data_;
   std::string folder_;
@@ -234,6 +235,20 @@ TEST_F(HostPipelineTest, LossesAreTheSameBitsInOneProcessAndOverTheNetwork) {
   }
   for (const char* file : {"side_network.safetensors", "side_config.json", "metrics.jsonl", "job.yaml"}) {
     EXPECT_TRUE(std::filesystem::exists(folder_ + "/two/results/" + file)) << file;
+  }
+}
+
+TEST_F(HostPipelineTest, EightBitStatesTrainToTheSameBitsOnAnyPlacement) {
+  ASSERT_NO_FATAL_FAILURE(Import(true));
+  const Outcome wide = Train("bf16", {"w0"}, "w0", MakeWork("bf16"));
+  for (const v1::WireDtype wire_dtype : {v1::WIRE_DTYPE_INT8, v1::WIRE_DTYPE_FP8}) {
+    wire_dtype_ = wire_dtype;
+    const std::string name = v1::WireDtype_Name(wire_dtype);
+    const Outcome alone = Train("alone" + name, {"w0"}, "w0", MakeWork("alone" + name));
+    ASSERT_EQ(alone.state, v1::JOB_STATE_SUCCEEDED) << alone.message;
+    EXPECT_EQ(alone.metrics.size(), wide.metrics.size());
+    EXPECT_NE(alone.metrics, wide.metrics) << name;
+    EXPECT_EQ(Train("apart" + name, {"w0", "w1"}, "w2", MakeWork("apart" + name)).metrics, alone.metrics) << name;
   }
 }
 

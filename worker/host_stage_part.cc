@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "kernels/wire_rows.h"
 #include "proto/support/status_macros.h"
 #include "worker/backbone/stage.h"
 #include "worker/checkpoint/stored_model.h"
@@ -71,7 +72,7 @@ class StagePart : public Part {
     stage_options.max_cached_tokens = plan.uses_kv_cache() ? plan.max_sequence_tokens() : 0;
     const std::int64_t max_tokens = MaxPassTokens(plan);
     QST_ASSIGN_OR_RETURN(const StageMemory memory, Stage::Estimate(*model, stage_options, context_.ops, max_tokens));
-    QST_RETURN_IF_ERROR(ReserveMemory(memory, max_tokens * model->config().hidden_size));
+    QST_RETURN_IF_ERROR(ReserveMemory(memory, max_tokens, model->config().hidden_size));
     model->Prefetch(placed.first_layer(), placed.num_layers());
     QST_ASSIGN_OR_RETURN(const std::unique_ptr<Stage> stage, Stage::Create(*model, stage_options, context_.ops));
     if (context_.device->is_cuda()) model->Forget(placed.first_layer(), placed.num_layers());
@@ -103,17 +104,18 @@ class StagePart : public Part {
     return absl::OkStatus();
   }
 
-  // Weights, caches, activations, and the passes that are on their way, of pass_elems numbers a layer: residuals come
-  // in ahead, states go out.
-  absl::Status ReserveMemory(const StageMemory& memory, std::int64_t pass_elems) {
+  // Weights, caches, activations, and the passes that are on their way: residuals come in ahead, states go out.
+  absl::Status ReserveMemory(const StageMemory& memory, std::int64_t max_tokens, std::int64_t hidden_size) {
     const v1::JobPlan& plan = command_.plan();
+    // The backbone's last state may be wider than the others.
+    const DType wire = LayerWireDtype(WireDtypeOf(plan), command_.stage() + 1, plan.stages_size());
     const bool is_alone =
         std::all_of(plan.stages().begin(), plan.stages().end(),
                     [&](const v1::PlacedStage& other) { return other.worker_id() == context_.worker_id; }) &&
         plan.side_worker_id() == context_.worker_id;
-    const std::int64_t residuals = plan.max_passes_in_flight() * pass_elems * 4;
+    const std::int64_t residuals = plan.max_passes_in_flight() * max_tokens * hidden_size * 4;
     // In one process states belong to the side as soon as they are made, and are in its budget.
-    const std::int64_t states = is_alone ? 0 : kStatesUnderWay * pass_elems * DTypeBytes(WireDtypeOf(plan));
+    const std::int64_t states = is_alone ? 0 : kStatesUnderWay * WireBytes(wire, max_tokens, hidden_size);
     if (!context_.device->is_cuda()) {
       context_.memory->Set(key_, memory.total_bytes() + residuals + states);
       return absl::OkStatus();

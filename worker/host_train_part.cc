@@ -109,14 +109,8 @@ class TrainPart : public Part {
 
     QST_ASSIGN_OR_RETURN(Transport * transport, link_.Connect());
     ReportPart(v1::PART_STATE_READY);
-    LiveStreamOptions options;
-    for (const v1::PlacedStage& stage : plan_.stages())
-      options.stages.push_back({stage.first_layer(), stage.num_layers()});
-    options.hidden_size = model->config().hidden_size;
-    options.wire_dtype = WireDtypeOf(plan_);
-    options.max_passes_in_flight = plan_.max_passes_in_flight();
-    options.max_pass_tokens = MaxPassTokens(plan_);
-    QST_ASSIGN_OR_RETURN(const std::unique_ptr<LiveStream> stream, LiveStream::Create(*transport, std::move(options)));
+    QST_ASSIGN_OR_RETURN(const std::unique_ptr<LiveStream> stream,
+                         LiveStream::Create(*transport, StreamOptions(*model)));
     if (stream->num_layers() != model->config().num_layers) {
       return absl::InvalidArgumentError(absl::StrCat("the plan's stages have ", stream->num_layers(),
                                                      " layers, the model ", model->config().num_layers));
@@ -162,19 +156,31 @@ class TrainPart : public Part {
     return absl::OkStatus();
   }
 
+  LiveStreamOptions StreamOptions(const StoredModel& model) const {
+    LiveStreamOptions options;
+    for (const v1::PlacedStage& stage : plan_.stages()) {
+      options.stages.push_back({stage.first_layer(), stage.num_layers()});
+    }
+    options.hidden_size = model.config().hidden_size;
+    options.wire_dtype = WireDtypeOf(plan_);
+    options.ctx = context_.ops;
+    options.max_passes_in_flight = plan_.max_passes_in_flight();
+    options.max_pass_tokens = MaxPassTokens(plan_);
+    return options;
+  }
+
   // The dearer of two phases. Reading and tokenising the data is over, so what it took is known; for training it is
   // what is in use now, and the network, its optimizer and activations, the states in flight and the LM head besides.
   std::int64_t BudgetBytes(const SideNetworkConfig& side, const TrainSettings& settings,
                            const StoredModel& model) const {
-    const std::int64_t num_states = side.backbone.num_layers + 1 - side.first_layer();
-    const std::int64_t state_bytes = MaxPassTokens(plan_) * side.backbone.hidden_size * DTypeBytes(WireDtypeOf(plan_));
     const ProcessMemory process = ReadProcessMemory();
     // Counted by the budget already: what the idle process used, and other parts.
     const std::int64_t before = context_.memory->total_bytes();
-    const std::int64_t training = std::max<std::int64_t>(0, process.resident_bytes - before) +
-                                  EstimateSideMemory(side, settings.micro_batch_tokens).total_bytes() +
-                                  plan_.max_passes_in_flight() * num_states * state_bytes +
-                                  (side.is_classification() ? 0 : model.HeadBytes());
+    const std::int64_t training =
+        std::max<std::int64_t>(0, process.resident_bytes - before) +
+        EstimateSideMemory(side, settings.micro_batch_tokens).total_bytes() +
+        LiveStream::StateBytes(StreamOptions(model), side.first_layer(), side.backbone.num_layers) +
+        (side.is_classification() ? 0 : model.HeadBytes());
     return std::max(process.peak_bytes - before, training);
   }
 

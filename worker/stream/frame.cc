@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -42,13 +43,21 @@ std::string OffsetsError(const std::vector<std::int32_t>& offsets, std::int64_t 
   return "";
 }
 
+// Code i + 1 stands for entry i.
+constexpr DType kWireDtypes[] = {DType::kBF16, DType::kF32, DType::kI8, DType::kF8E4M3};
+
+// 0: not a wire type.
+std::uint8_t CodeOf(DType dtype) {
+  const auto* const found = std::find(std::begin(kWireDtypes), std::end(kWireDtypes), dtype);
+  return found == std::end(kWireDtypes) ? 0 : static_cast<std::uint8_t>(found - kWireDtypes + 1);
+}
+
 }  // namespace
 
 absl::StatusOr<std::uint8_t> WireDtypeCode(DType dtype) {
-  if (dtype == DType::kBF16) return 1;
-  if (dtype == DType::kF32) return 2;
+  if (const std::uint8_t code = CodeOf(dtype); code != 0) return code;
   return absl::UnimplementedError(
-      absl::StrCat("hidden states cannot travel as ", DTypeName(dtype), "; use bf16 or f32"));
+      absl::StrCat("hidden states cannot travel as ", DTypeName(dtype), "; use bf16, f32, i8 or f8_e4m3"));
 }
 
 void EncodeHeader(const PassHeader& header, std::uint8_t* out) {
@@ -62,7 +71,7 @@ void EncodeHeader(const PassHeader& header, std::uint8_t* out) {
   Put<std::uint32_t>(out, 24, header.first_layer);
   Put<std::uint32_t>(out, 28, header.past_tokens);
   Put<std::uint32_t>(out, 32, header.hidden_size);
-  Put<std::uint8_t>(out, 36, header.wire_dtype == DType::kF32 ? 2 : 1);
+  Put<std::uint8_t>(out, 36, CodeOf(header.wire_dtype));
 }
 
 absl::StatusOr<PassHeader> DecodeHeader(const std::uint8_t* in, std::uint64_t expected_id, const PassLimits& limits) {
@@ -88,7 +97,7 @@ absl::StatusOr<PassHeader> DecodeHeader(const std::uint8_t* in, std::uint64_t ex
   header.first_layer = Take<std::uint32_t>(in, 24);
   header.past_tokens = Take<std::uint32_t>(in, 28);
   header.hidden_size = Take<std::uint32_t>(in, 32);
-  const auto dtype = Take<std::uint8_t>(in, 36);
+  const auto code = Take<std::uint8_t>(in, 36);
   if (header.num_tokens < 1 || header.num_tokens > limits.max_tokens) {
     return absl::DataLossError(
         absl::StrCat("pass header: ", header.num_tokens, " tokens, allowed are 1 to ", limits.max_tokens));
@@ -109,8 +118,10 @@ absl::StatusOr<PassHeader> DecodeHeader(const std::uint8_t* in, std::uint64_t ex
     return absl::DataLossError(
         absl::StrCat("pass header: hidden size ", header.hidden_size, ", this stage has ", limits.hidden_size));
   }
-  if (dtype != 1 && dtype != 2) return absl::DataLossError(absl::StrCat("pass header: wire type ", dtype));
-  header.wire_dtype = dtype == 2 ? DType::kF32 : DType::kBF16;
+  if (code < 1 || code > std::size(kWireDtypes)) {
+    return absl::DataLossError(absl::StrCat("pass header: wire type ", code));
+  }
+  header.wire_dtype = kWireDtypes[code - 1];
   if (header.wire_dtype != limits.wire_dtype) {
     return absl::DataLossError(absl::StrCat("pass header: wire type ", DTypeName(header.wire_dtype), ", the plan says ",
                                             DTypeName(limits.wire_dtype)));

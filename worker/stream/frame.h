@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "kernels/dtype.h"
+#include "kernels/wire_rows.h"
 #include "worker/stream/token_pass.h"
 #include "worker/stream/transport.h"
 
@@ -30,8 +31,12 @@ constexpr std::uint32_t kHeaderMagic = 0x50545351;  // "QSTP"
 constexpr std::uint16_t kHeaderVersion = 1;
 constexpr std::int64_t kHeaderBytes = 64;
 
-// The type of a stream's hidden states as a header states it. kUnimplemented: not a wire type.
+// The type of a stream's hidden states as a header states it. kUnimplemented: not a wire type (kernels/wire_rows.h).
 absl::StatusOr<std::uint8_t> WireDtypeCode(DType dtype);
+// The type in which h_f[layer] travels: that of the last layer goes to the head and is never narrower than bf16.
+constexpr DType LayerWireDtype(DType wire, std::int64_t layer, std::int64_t num_layers) {
+  return layer == num_layers && HasRowScales(wire) ? DType::kBF16 : wire;
+}
 
 struct PassHeader {
   bool is_stop = false;  // no pass: the stream has ended

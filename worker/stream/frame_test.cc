@@ -82,6 +82,34 @@ TEST(FrameTest, HeadersBeyondThePlanAreRefused) {
   }
 }
 
+TEST(FrameTest, EveryWireTypeSurvivesTheWire) {
+  for (const DType dtype : {DType::kBF16, DType::kF32, DType::kI8, DType::kF8E4M3}) {
+    PassHeader header = Header();
+    header.wire_dtype = dtype;
+    std::uint8_t bytes[kHeaderBytes];
+    EncodeHeader(header, bytes);
+    PassLimits limits = Limits();
+    limits.wire_dtype = dtype;
+    const auto decoded = DecodeHeader(bytes, 3, limits);
+    QST_ASSERT_OK(decoded);
+    EXPECT_EQ(decoded->wire_dtype, dtype);
+    EXPECT_EQ(bytes[36], WireDtypeCode(dtype).value());
+    for (const int code : {0, 5, 255}) {
+      bytes[36] = static_cast<std::uint8_t>(code);
+      EXPECT_THAT(DecodeHeader(bytes, 3, limits),
+                  StatusIs(absl::StatusCode::kDataLoss, HasSubstr(absl::StrCat("wire type ", code))));
+    }
+  }
+  EXPECT_THAT(WireDtypeCode(DType::kF16), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("f16")));
+}
+
+TEST(FrameTest, LastLayerIsNeverNarrowerThanBF16) {
+  EXPECT_EQ(LayerWireDtype(DType::kI8, 5, 5), DType::kBF16);
+  EXPECT_EQ(LayerWireDtype(DType::kF8E4M3, 5, 5), DType::kBF16);
+  EXPECT_EQ(LayerWireDtype(DType::kF32, 5, 5), DType::kF32);
+  EXPECT_EQ(LayerWireDtype(DType::kI8, 4, 5), DType::kI8);
+}
+
 TEST(FrameTest, GarbageIsNotAHeader) {
   std::uint8_t bytes[kHeaderBytes] = {};
   EXPECT_THAT(DecodeHeader(bytes, 0, Limits()), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("magic")));

@@ -30,9 +30,9 @@ class HiddenStateStream {
   // all, N only the last (evaluation of the model alone, linear probe, generation without a side network).
   virtual absl::Status Submit(TokenPass pass, std::int64_t first_layer) = 0;
 
-  // Blocks until h_f[layer] of the pass is here: [T, d], f32 or bf16 as the stream's wire type, in the memory of the
-  // side's device, for what is enqueued there before Release. On a GPU "here" may mean promised: the side's stream waits
-  // for it. kUnavailable: a stage was lost (message names it); kCancelled after Abort.
+  // Blocks until h_f[layer] of the pass is here: [T, d], f32 if that is the stream's wire type, else bf16, in the
+  // memory of the side's device, for what is enqueued there before Release. On a GPU "here" may mean promised: the
+  // side's stream waits for it. kUnavailable: a stage was lost (message names it); kCancelled after Abort.
   virtual absl::StatusOr<ConstMatrixView> Wait(std::uint64_t pass_id, std::int64_t layer) = 0;
 
   // The pass's states are no longer needed by what will be enqueued. Passes are released in order.

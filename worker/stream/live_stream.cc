@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "kernels/device_memory.h"
+#include "kernels/ops.h"
 #include "proto/support/status_macros.h"
 #include "worker/stream/frame.h"
 
@@ -91,13 +92,14 @@ absl::Status LiveStream::Submit(TokenPass pass, std::int64_t first_layer) {
   entry.num_tokens = pass.num_tokens();
   entry.first_layer = first_layer;
   // Receives before tokens: a stage that is quick finds them posted.
-  const std::int64_t state_bytes = entry.num_tokens * options_.hidden_size * DTypeBytes(options_.wire_dtype);
   for (std::int64_t layer = first_layer; layer <= num_layers_; ++layer) {
     const int owner = OwnerOf(layer);
     const Tag tag = MakeTag(FrameKind::kHiddenStates, pass.id, layer);
+    const std::int64_t bytes =
+        WireBytes(LayerWireDtype(options_.wire_dtype, layer, num_layers_), entry.num_tokens, options_.hidden_size);
     const bool is_on_device = options_.ctx.device == DeviceType::kCuda && transport_.CarriesDeviceMemory(owner);
-    QST_ASSIGN_OR_RETURN(auto pending, is_on_device ? transport_.ReceiveOnDevice(owner, tag, state_bytes)
-                                                    : transport_.Receive(owner, tag, state_bytes));
+    QST_ASSIGN_OR_RETURN(auto pending, is_on_device ? transport_.ReceiveOnDevice(owner, tag, bytes)
+                                                    : transport_.Receive(owner, tag, bytes));
     entry.pending.push_back(std::move(pending));
   }
   entry.states.resize(entry.pending.size());
@@ -141,11 +143,39 @@ absl::StatusOr<ConstMatrixView> LiveStream::Wait(std::uint64_t pass_id, std::int
     absl::StatusOr<SharedBuffer> states = entry.pending[index]->Wait(absl::InfiniteDuration());
     waiting_time_ += absl::Now() - start;
     QST_RETURN_IF_ERROR(states.status());
-    QST_ASSIGN_OR_RETURN(entry.states[index], Take(*std::move(states)));
+    QST_ASSIGN_OR_RETURN(SharedBuffer taken, Take(*std::move(states)));
+    if (HasRowScales(LayerWireDtype(options_.wire_dtype, layer, num_layers_))) {
+      QST_ASSIGN_OR_RETURN(taken, Decode(std::move(taken), entry.num_tokens));
+    }
+    entry.states[index] = std::move(taken);
     entry.pending[index].reset();
   }
-  return ConstMatrixView(entry.states[index]->data(), options_.wire_dtype, entry.num_tokens, options_.hidden_size,
+  const DType dtype = HasRowScales(options_.wire_dtype) ? DType::kBF16 : options_.wire_dtype;
+  return ConstMatrixView(entry.states[index]->data(), dtype, entry.num_tokens, options_.hidden_size,
                          options_.hidden_size);
+}
+
+absl::StatusOr<SharedBuffer> LiveStream::Decode(SharedBuffer encoded, std::int64_t num_tokens) {
+  const std::int64_t width = options_.hidden_size;
+  QST_ASSIGN_OR_RETURN(SharedBuffer decoded, states_pool_->Get(WireBytes(DType::kBF16, num_tokens, width)));
+  const MatrixView view{decoded->data(), DType::kBF16, num_tokens, width, width};
+  QST_RETURN_IF_ERROR(decoded->BeginUse(options_.ctx));
+  QST_RETURN_IF_ERROR(DecodeRows(options_.ctx, encoded->data(), options_.wire_dtype, view));
+  QST_RETURN_IF_ERROR(encoded->EndUse(options_.ctx));
+  return decoded;
+}
+
+std::int64_t LiveStream::StateBytes(const LiveStreamOptions& options, std::int64_t first_layer,
+                                    std::int64_t num_layers) {
+  std::int64_t travelling = 0;
+  std::int64_t decoded = 0;
+  for (std::int64_t layer = first_layer; layer <= num_layers; ++layer) {
+    const DType wire = LayerWireDtype(options.wire_dtype, layer, num_layers);
+    travelling += WireBytes(wire, options.max_pass_tokens, options.hidden_size);
+    if (HasRowScales(wire)) decoded += WireBytes(DType::kBF16, options.max_pass_tokens, options.hidden_size);
+  }
+  // Only the pass that is read is decoded, layer by layer.
+  return options.max_passes_in_flight * travelling + decoded;
 }
 
 void LiveStream::Release(std::uint64_t pass_id) {

@@ -25,13 +25,13 @@ struct LiveStreamOptions {
   // stages[i] is rank i; the side is rank stages.size(). Together they cover all layers in order.
   std::vector<StageRange> stages;
   std::int64_t hidden_size = 0;
-  DType wire_dtype = DType::kBF16;  // bf16 or f32
+  DType wire_dtype = DType::kBF16;  // any of kernels/wire_rows.h
   // Most passes that are submitted and not released.
   std::int64_t max_passes_in_flight = 2;
   // Most tokens of one pass.
   std::int64_t max_pass_tokens = 0;
-  // Whose ops read the states: they are given in its memory, and are its until Release. What it points to must outlive
-  // the stream.
+  // Whose ops decode and read the states: they are given in its memory, and are its until Release. What it points to
+  // must outlive the stream.
   OpContext ctx;
 };
 
@@ -53,6 +53,9 @@ class LiveStream : public HiddenStateStream {
   // Tells the stages that no pass follows; they end without error. Passes in flight are given up.
   absl::Status Finish();
 
+  // Most bytes of hidden states that a stream with these options holds, if all layers from first_layer on are sent.
+  static std::int64_t StateBytes(const LiveStreamOptions& options, std::int64_t first_layer, std::int64_t num_layers);
+
   // Time spent in Wait for states that were not there yet.
   absl::Duration waiting_time() const { return waiting_time_; }
 
@@ -69,6 +72,8 @@ class LiveStream : public HiddenStateStream {
   LiveStream(Transport& transport, LiveStreamOptions options, std::int64_t num_layers);
   // Makes what has come readable for the side's ops.
   absl::StatusOr<SharedBuffer> Take(SharedBuffer buffer);
+  // The same in bf16, of states that have a scale for each row.
+  absl::StatusOr<SharedBuffer> Decode(SharedBuffer encoded, std::int64_t num_tokens);
   // What the side has enqueued is its last use of the states.
   void EndUse(InFlight& entry);
   // Rank of the stage that sends the states of a layer.
@@ -78,7 +83,7 @@ class LiveStream : public HiddenStateStream {
   const LiveStreamOptions options_;
   const std::int64_t num_layers_;
   const std::shared_ptr<BufferPool> pool_;         // headers and tokens
-  const std::shared_ptr<BufferPool> states_pool_;  // states that came to the host's memory, for a GPU
+  const std::shared_ptr<BufferPool> states_pool_;  // states that are copied to a GPU or decoded
   std::vector<int> owners_;                        // [num_layers + 1]
   std::uint64_t next_id_ = 0;
   std::deque<InFlight> in_flight_;

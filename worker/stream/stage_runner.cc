@@ -154,11 +154,10 @@ absl::Status StageRunner::AwaitRoomForStates() {
 
 absl::Status StageRunner::SendStates(std::uint64_t pass_id, std::int64_t layer, const ConstMatrixView& states) {
   QST_RETURN_IF_ERROR(AwaitRoomForStates());
-  const std::int64_t bytes = states.rows * states.cols * DTypeBytes(options_.wire_dtype);
-  QST_ASSIGN_OR_RETURN(SharedBuffer buffer, states_pool_->Get(bytes));
-  const MatrixView encoded{buffer->data(), options_.wire_dtype, states.rows, states.cols, states.cols};
+  const DType wire = LayerWireDtype(options_.wire_dtype, layer, options_.num_layers);
+  QST_ASSIGN_OR_RETURN(SharedBuffer buffer, states_pool_->Get(WireBytes(wire, states.rows, states.cols)));
   QST_RETURN_IF_ERROR(buffer->BeginUse(ctx_));
-  QST_RETURN_IF_ERROR(AddInto(ctx_, states, encoded, /*accumulate=*/false));
+  QST_RETURN_IF_ERROR(EncodeRows(ctx_, states, wire, buffer->data()));
   QST_RETURN_IF_ERROR(buffer->EndUse(ctx_));
   return Send(options_.num_stages, MakeTag(FrameKind::kHiddenStates, pass_id, layer), std::move(buffer));
 }

@@ -1,5 +1,7 @@
 #include "worker/stream/stage_runner.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <deque>
 #include <map>
@@ -10,6 +12,7 @@
 #include "absl/synchronization/notification.h"
 #include "gtest/gtest.h"
 #include "kernels/device_memory.h"
+#include "kernels/dtype_convert.h"
 #include "proto/support/status_macros.h"
 #include "proto/support/status_matchers.h"
 #include "worker/stream/gloo_transport.h"
@@ -228,7 +231,7 @@ std::vector<std::string> RunAll(DeviceType device, int num_stages, bool use_gloo
         return states;
       }
       EXPECT_EQ(view->rows, lengths[id - 1]);
-      EXPECT_EQ(view->dtype, wire_dtype);
+      EXPECT_EQ(view->dtype, wire_dtype == DType::kF32 ? DType::kF32 : DType::kBF16);
       states.push_back(BytesOf(pipeline.side_context(), *view));
     }
     pipeline.stream().Release(id - 1);
@@ -244,7 +247,7 @@ class StageRunnerTest : public DeviceTest {};
 QST_INSTANTIATE_DEVICE_TEST(StageRunnerTest);
 
 TEST_P(StageRunnerTest, StatesAreTheSameBitsForAnyNumberOfStagesAndAnyTransport) {
-  for (DType wire_dtype : {DType::kBF16, DType::kF32}) {
+  for (DType wire_dtype : {DType::kBF16, DType::kF32, DType::kI8, DType::kF8E4M3}) {
     const std::vector<std::string> expected = RunAll(GetParam(), 1, false, wire_dtype);
     ASSERT_EQ(expected.size(), 6u * (kLayers + 1));
     for (int num_stages : {1, 2, 3}) {
@@ -270,6 +273,36 @@ TEST_P(StageRunnerTest, WireRoundingHappensOnceAndNotOnTheResidual) {
       wide += 0x7fff + ((wide >> 16) & 1);  // to nearest, ties to even
       ASSERT_EQ(bits, wide >> 16) << "state " << i << ", element " << e;
     }
+  }
+}
+
+TEST_P(StageRunnerTest, EightBitStatesComeBackNearWhatTheyWereAndTheLastOneAsBF16) {
+  const std::vector<std::string> exact = RunAll(GetParam(), 2, false, DType::kF32);
+  const std::vector<std::string> narrow = RunAll(GetParam(), 2, false, DType::kBF16);
+  for (const DType wire_dtype : {DType::kI8, DType::kF8E4M3}) {
+    const std::vector<std::string> states = RunAll(GetParam(), 2, true, wire_dtype);
+    ASSERT_EQ(states.size(), exact.size());
+    int num_changed = 0;
+    for (std::size_t i = 0; i < states.size(); ++i) {
+      ASSERT_EQ(states[i].size(), exact[i].size() / 2);
+      if (i % (kLayers + 1) == kLayers) {
+        EXPECT_EQ(states[i], narrow[i]) << "state " << i;
+      }
+      num_changed += states[i] != narrow[i];
+      for (std::size_t row = 0; row < states[i].size() / 2 / kWidth; ++row) {
+        float values[kWidth];
+        std::memcpy(values, exact[i].data() + 4 * kWidth * row, sizeof(values));
+        float absmax = 0.0f;
+        for (const float value : values) absmax = std::max(absmax, std::abs(value));
+        for (std::int64_t c = 0; c < kWidth; ++c) {
+          std::uint16_t bits;
+          std::memcpy(&bits, states[i].data() + 2 * (kWidth * row + c), 2);
+          // A sixteenth is half a step of the coarsest numbers.
+          ASSERT_NEAR(BF16ToF32(bits), values[c], absmax / 15.0f) << "state " << i << ", row " << row;
+        }
+      }
+    }
+    EXPECT_GT(num_changed, 20);
   }
 }
 
@@ -437,6 +470,18 @@ TEST_P(StageRunnerTest, BadPassesAreRefusedBeforeAnythingIsSent) {
   EXPECT_THAT(stream.Submit(TokenPass{}, 0), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("no tokens")));
 }
 
+TEST(LiveStreamTest, StateBytesCountWhatIsDecodedBesides) {
+  LiveStreamOptions options;
+  options.hidden_size = 8;
+  options.max_pass_tokens = 4;
+  options.max_passes_in_flight = 3;
+  options.wire_dtype = DType::kF32;
+  EXPECT_EQ(LiveStream::StateBytes(options, 1, 5), 3 * 5 * 4 * 8 * 4);
+  options.wire_dtype = DType::kI8;
+  // Four layers with scales, and decoded once; the last one in bf16.
+  EXPECT_EQ(LiveStream::StateBytes(options, 1, 5), 3 * (4 * (16 + 32) + 64) + 4 * 64);
+}
+
 TEST(LiveStreamTest, StagesMustCoverTheLayersInOrder) {
   const auto hub = InprocHub::Create(Names(2));
   const auto transport = hub->Endpoint(2);
@@ -449,7 +494,7 @@ TEST(LiveStreamTest, StagesMustCoverTheLayersInOrder) {
   EXPECT_THAT(LiveStream::Create(*transport, options), StatusIs(absl::StatusCode::kInvalidArgument));
   options.stages = {{0, 3}, {3, 2}};
   QST_EXPECT_OK(LiveStream::Create(*transport, options));
-  options.wire_dtype = DType::kI8;
+  options.wire_dtype = DType::kF16;
   EXPECT_THAT(LiveStream::Create(*transport, options), StatusIs(absl::StatusCode::kUnimplemented));
 }
 
