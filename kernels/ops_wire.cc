@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/wire.h"
+#include "kernels/cuda/wire.h"
 #include "kernels/op_checks.h"
 #include "kernels/ops.h"
 #include "kernels/wire_rows.h"
@@ -26,12 +27,14 @@ absl::Status CheckWire(absl::string_view op, DType wire, const void* data, std::
 
 absl::Status EncodeRows(const OpContext& ctx, const ConstMatrixView& x, DType wire, void* out) {
   constexpr char kOp[] = "EncodeRows";
+  QST_ASSIGN_OR_RETURN(const bool is_cuda, IsCuda(kOp, ctx));
   QST_RETURN_IF_ERROR(CheckFloat(kOp, "x", x));
   QST_RETURN_IF_ERROR(CheckWire(kOp, wire, out, WireBytes(wire, x.rows, x.cols)));
   if (!HasRowScales(wire)) {
     return AddInto(ctx, x, MatrixView{out, wire, x.rows, x.cols, x.cols}, /*accumulate=*/false);
   }
   if (x.rows == 0) return absl::OkStatus();
+  if (is_cuda) return cuda::EncodeRows(*ctx.stream, x, wire, out);
   QST_ASSIGN_OR_RETURN(const cpu::Exec exec, CpuExec(kOp, ctx));
   cpu::EncodeRows(exec, x, wire, out);
   return absl::OkStatus();
@@ -39,12 +42,14 @@ absl::Status EncodeRows(const OpContext& ctx, const ConstMatrixView& x, DType wi
 
 absl::Status DecodeRows(const OpContext& ctx, const void* in, DType wire, const MatrixView& y) {
   constexpr char kOp[] = "DecodeRows";
+  QST_ASSIGN_OR_RETURN(const bool is_cuda, IsCuda(kOp, ctx));
   QST_RETURN_IF_ERROR(CheckFloat(kOp, "y", y));
   QST_RETURN_IF_ERROR(CheckWire(kOp, wire, in, WireBytes(wire, y.rows, y.cols)));
   if (!HasRowScales(wire)) {
     return AddInto(ctx, ConstMatrixView(in, wire, y.rows, y.cols, y.cols), y, /*accumulate=*/false);
   }
   if (y.empty()) return absl::OkStatus();
+  if (is_cuda) return cuda::DecodeRows(*ctx.stream, in, wire, y);
   QST_ASSIGN_OR_RETURN(const cpu::Exec exec, CpuExec(kOp, ctx));
   cpu::DecodeRows(exec, in, wire, y);
   return absl::OkStatus();

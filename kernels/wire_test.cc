@@ -273,7 +273,7 @@ TEST_P(WireTest, WrongTypesAndAddressesAreRefused) {
   EXPECT_THAT(DecodeRows(Context(), memory.data(), DType::kI8, integers), StatusIs(absl::StatusCode::kUnimplemented));
 }
 
-QST_INSTANTIATE_CPU_OP_TEST(WireTest);
+QST_INSTANTIATE_OP_TEST(WireTest);
 
 TEST(WireRowsTest, SizesCountTheScales) {
   static_assert(WireBytes(DType::kBF16, 3, 5) == 30);
