@@ -106,7 +106,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   WorkPtr work;
   if (const cudaError_t error = RecordEvent(event, stream, work); error != cudaSuccess) return SetError(error);
-  if (!WorkQueue::IsDeferred()) WorkQueue::Get().Finish(work);
+  if (!WorkQueue::IsDeferred()) WorkQueue::Get().Advance(work);
   return cudaSuccess;
 }
 
@@ -119,7 +119,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   if (flags != cudaEventWaitDefault) return SetError(cudaErrorInvalidValue);
   WorkPtr work;
   if (const cudaError_t error = WaitEvent(stream, event, work); error != cudaSuccess) return SetError(error);
-  if (!WorkQueue::IsDeferred()) WorkQueue::Get().Finish(work);
+  if (!WorkQueue::IsDeferred()) WorkQueue::Get().Advance(work);
   return cudaSuccess;
 }
 

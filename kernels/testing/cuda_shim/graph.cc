@@ -162,7 +162,7 @@ cudaError_t cudaGraphUpload(cudaGraphExec_t exec, cudaStream_t stream) {
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
   WorkPtr work;
   if (const cudaError_t error = LaunchGraph(exec, stream, work); error != cudaSuccess) return SetError(error);
-  if (!WorkQueue::IsDeferred()) WorkQueue::Get().Finish(work);
+  if (!WorkQueue::IsDeferred()) WorkQueue::Get().Advance(work);
   return cudaSuccess;
 }
 

@@ -124,7 +124,7 @@ std::vector<WorkPtr> Predecessors(Runtime& runtime, const CUstream_st& stream) {
 cudaError_t Enqueue(cudaStream_t stream, StreamUse use, std::function<void()> run, std::function<bool()> ready) {
   WorkPtr work;
   const cudaError_t error = Add(stream, use, std::move(run), std::move(ready), /*may_capture=*/true, work);
-  if (error == cudaSuccess && !WorkQueue::IsDeferred()) WorkQueue::Get().Finish(work);
+  if (error == cudaSuccess && !WorkQueue::IsDeferred()) WorkQueue::Get().Advance(work);
   return error;
 }
 

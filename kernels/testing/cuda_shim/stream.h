@@ -20,7 +20,7 @@ namespace qst::cuda_shim {
 enum class StreamUse { kOwnDevice, kAnyDevice };
 
 // Puts `run` into the stream (null: the default stream of the calling thread's device); in the eager mode returns after
-// it has run. `ready`: see WorkQueue::Add. While the stream captures, it is only noted, and may run many times later.
+// it has run, unless it has to wait for something that is not `ready` (see WorkQueue::Add). While the stream captures, it is only noted, and may run many times later.
 // Errors are CUDA's.
 cudaError_t Enqueue(cudaStream_t stream, StreamUse use, std::function<void()> run, std::function<bool()> ready = {});
 

@@ -78,6 +78,21 @@ void WorkQueue::Finish(const WorkPtr& work) {
   while (work->state != Work::State::kDone) Step(lock, work, only_needed, path);
 }
 
+void WorkQueue::Advance(const WorkPtr& work) {
+  if (work == nullptr) return;
+  Lock lock(mutex_);
+  std::vector<WorkPtr> path;
+  while (work->state != Work::State::kDone) {
+    if (const WorkPtr next = NeededNow(work, path); next != nullptr) {
+      RunUnlocked(lock, next);
+    } else if (path.back()->state == Work::State::kRunning) {
+      changed_.wait(lock);
+    } else {
+      return;
+    }
+  }
+}
+
 void WorkQueue::FinishDevice(int device) {
   std::vector<WorkPtr> given;
   {

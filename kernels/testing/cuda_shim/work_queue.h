@@ -28,7 +28,10 @@ class WorkQueue {
   // work that may run, too.
   void Finish(const WorkPtr& work);
 
-  // The same for all that `device` has been given up to now.
+  // The same, but returns as well when what is left waits for work that is not ready.
+  void Advance(const WorkPtr& work);
+
+  // Finish for all that `device` has been given up to now.
   void FinishDevice(int device);
 
   // Whether `work` is done. If not, some work has been run meanwhile, so that asking often enough ends.
