@@ -42,6 +42,11 @@ absl::StatusOr<bool> IsCuda(absl::string_view op, const OpContext& ctx) {
 
 absl::Status CheckOutput(absl::string_view op, absl::string_view name, const OpContext& ctx, const ConstMatrixView& m,
                          std::int64_t rows, std::int64_t cols) {
+  return CheckOperand(op, name, ctx, m, rows, cols);
+}
+
+absl::Status CheckOperand(absl::string_view op, absl::string_view name, const OpContext& ctx, const ConstMatrixView& m,
+                          std::int64_t rows, std::int64_t cols) {
   QST_RETURN_IF_ERROR(ctx.device == DeviceType::kCuda ? CheckFloat(op, name, m) : CheckF32(op, name, m));
   return CheckShape(op, name, m, rows, cols);
 }
@@ -107,9 +112,10 @@ absl::Status CheckOffsets(absl::string_view op, absl::string_view name, const Se
   return absl::OkStatus();
 }
 
-absl::Status CheckIndices(absl::string_view op, absl::string_view name, const std::int32_t* indices, std::int64_t n,
-                          std::int64_t limit) {
+absl::Status CheckIndices(absl::string_view op, absl::string_view name, const OpContext& ctx,
+                          const std::int32_t* indices, std::int64_t n, std::int64_t limit) {
   QST_RETURN_IF_ERROR(CheckPointer(op, name, indices, n));
+  if (ctx.device != DeviceType::kCpu) return absl::OkStatus();
   for (std::int64_t i = 0; i < n; ++i) {
     if (indices[i] < 0 || indices[i] >= limit) {
       return absl::InvalidArgumentError(

@@ -27,7 +27,10 @@ absl::Status CheckFloat(absl::string_view op, absl::string_view name, const Cons
 absl::Status CheckShape(absl::string_view op, absl::string_view name, const ConstMatrixView& m, std::int64_t rows,
                         std::int64_t cols);
 
-// An activation [rows, cols] that the backend of ctx writes: f32 on CPU; f32, bf16 or f16 on CUDA.
+// An activation [rows, cols] in a type that the backend of ctx computes with: f32 on CPU; f32, bf16 or f16 on CUDA.
+absl::Status CheckOperand(absl::string_view op, absl::string_view name, const OpContext& ctx, const ConstMatrixView& m,
+                          std::int64_t rows, std::int64_t cols);
+// The same for one that the op writes.
 absl::Status CheckOutput(absl::string_view op, absl::string_view name, const OpContext& ctx, const ConstMatrixView& m,
                          std::int64_t rows, std::int64_t cols);
 
@@ -44,9 +47,9 @@ absl::Status CheckPointer(absl::string_view op, absl::string_view name, const vo
 absl::Status CheckOffsets(absl::string_view op, absl::string_view name, const SequenceOffsets& offsets,
                           std::int64_t rows);
 
-// Every index in [0, limit); the message names the first that is not.
-absl::Status CheckIndices(absl::string_view op, absl::string_view name, const std::int32_t* indices, std::int64_t n,
-                          std::int64_t limit);
+// Not null unless n is 0; on CPU every index in [0, limit), and the message names the first that is not.
+absl::Status CheckIndices(absl::string_view op, absl::string_view name, const OpContext& ctx,
+                          const std::int32_t* indices, std::int64_t n, std::int64_t limit);
 
 }  // namespace qst
 

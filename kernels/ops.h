@@ -187,13 +187,20 @@ struct AdamWParams {
   float beta2 = 0.999f;
   float epsilon = 1e-8f;
   float weight_decay = 0.0f;
-  float grad_scale = 1.0f;  // s above: gradient clipping
+  float grad_scale = 1.0f;  // s above, unless the gradients are clipped
   std::int64_t step = 1;    // counts from 1
+  // Clipping where the op runs, so that no norm has to come back to the host: with *sum_of_squares that of all
+  // gradients of the step (what SumOfSquares made of them, unscaled; this range may be a part of them),
+  //   s = grad_scale * min(1, clip_norm / sqrt(*sum_of_squares))   in float64, rounded once
+  // where clip_norm 0 stands for no limit. If the root is not finite, param, exp_avg and exp_avg_sq stay as they are.
+  // Null: s = grad_scale. Memory of the device that the op runs on.
+  const double* sum_of_squares = nullptr;
+  double clip_norm = 0.0;
 };
 [[nodiscard]] absl::Status AdamW(const OpContext& ctx, const AdamWParams& params, std::int64_t n, float* param,
                                  const float* grad, float* exp_avg, float* exp_avg_sq);
 
-// *sum = sum of x[i]^2 in float64, in one fixed order.
+// *sum = sum of x[i]^2 in float64, in one fixed order. On CUDA sum is device memory.
 [[nodiscard]] absl::Status SumOfSquares(const OpContext& ctx, const float* x, std::int64_t n, double* sum);
 
 }  // namespace qst

@@ -37,7 +37,7 @@ absl::Status RmsNormBackward(const OpContext& ctx, const ConstMatrixView& grad_y
                              const ConstMatrixView& weight, const float* inv_rms, const MatrixView& grad_x,
                              const MatrixView& grad_weight, bool accumulate) {
   constexpr char kOp[] = "RmsNormBackward";
-  QST_ASSIGN_OR_RETURN(const cpu::Exec exec, CpuExec(kOp, ctx));
+  QST_ASSIGN_OR_RETURN(const bool is_cuda, IsCuda(kOp, ctx));
   QST_RETURN_IF_ERROR(CheckFloat(kOp, "x", x));
   QST_RETURN_IF_ERROR(CheckF32Shape(kOp, "grad_y", grad_y, x.rows, x.cols));
   QST_RETURN_IF_ERROR(CheckF32Shape(kOp, "weight", weight, 1, x.cols));
@@ -45,6 +45,11 @@ absl::Status RmsNormBackward(const OpContext& ctx, const ConstMatrixView& grad_y
   QST_RETURN_IF_ERROR(CheckF32Shape(kOp, "grad_x", grad_x, x.rows, x.cols));
   QST_RETURN_IF_ERROR(CheckOptionalVector(kOp, "grad_weight", grad_weight, x.cols));
   if (x.empty()) return absl::OkStatus();
+  if (is_cuda) {
+    return cuda::RmsNormBackward(*ctx.stream, grad_y, x, weight.row<float>(0), inv_rms, grad_x,
+                                 VectorOrNull(grad_weight), accumulate);
+  }
+  QST_ASSIGN_OR_RETURN(const cpu::Exec exec, CpuExec(kOp, ctx));
   cpu::RmsNormBackward(exec, grad_y, x, weight.row<float>(0), inv_rms, grad_x, VectorOrNull(grad_weight), accumulate);
   return absl::OkStatus();
 }
@@ -52,15 +57,19 @@ absl::Status RmsNormBackward(const OpContext& ctx, const ConstMatrixView& grad_y
 absl::Status LayerNorm(const OpContext& ctx, const ConstMatrixView& x, const ConstMatrixView& weight,
                        const ConstMatrixView& bias, float eps, const MatrixView& y, float* mean, float* inv_std) {
   constexpr char kOp[] = "LayerNorm";
-  QST_ASSIGN_OR_RETURN(const cpu::Exec exec, CpuExec(kOp, ctx));
+  QST_ASSIGN_OR_RETURN(const bool is_cuda, IsCuda(kOp, ctx));
   QST_RETURN_IF_ERROR(CheckFloat(kOp, "x", x));
   QST_RETURN_IF_ERROR(CheckOptionalVector(kOp, "weight", weight, x.cols));
   QST_RETURN_IF_ERROR(CheckOptionalVector(kOp, "bias", bias, x.cols));
-  QST_RETURN_IF_ERROR(CheckF32Shape(kOp, "y", y, x.rows, x.cols));
+  QST_RETURN_IF_ERROR(CheckOutput(kOp, "y", ctx, y, x.rows, x.cols));
   if (x.empty()) return absl::OkStatus();
   if (weight.empty() != bias.empty()) {
     return absl::InvalidArgumentError("LayerNorm: one of weight and bias is empty, need both or neither");
   }
+  if (is_cuda) {
+    return cuda::LayerNorm(*ctx.stream, x, VectorOrNull(weight), VectorOrNull(bias), eps, y, mean, inv_std);
+  }
+  QST_ASSIGN_OR_RETURN(const cpu::Exec exec, CpuExec(kOp, ctx));
   cpu::LayerNorm(exec, x, VectorOrNull(weight), VectorOrNull(bias), eps, y, mean, inv_std);
   return absl::OkStatus();
 }
@@ -70,7 +79,7 @@ absl::Status LayerNormBackward(const OpContext& ctx, const ConstMatrixView& grad
                                const MatrixView& grad_x, const MatrixView& grad_weight, const MatrixView& grad_bias,
                                bool accumulate) {
   constexpr char kOp[] = "LayerNormBackward";
-  QST_ASSIGN_OR_RETURN(const cpu::Exec exec, CpuExec(kOp, ctx));
+  QST_ASSIGN_OR_RETURN(const bool is_cuda, IsCuda(kOp, ctx));
   QST_RETURN_IF_ERROR(CheckFloat(kOp, "x", x));
   QST_RETURN_IF_ERROR(CheckF32Shape(kOp, "grad_y", grad_y, x.rows, x.cols));
   QST_RETURN_IF_ERROR(CheckOptionalVector(kOp, "weight", weight, x.cols));
@@ -80,6 +89,11 @@ absl::Status LayerNormBackward(const OpContext& ctx, const ConstMatrixView& grad
   QST_RETURN_IF_ERROR(CheckOptionalVector(kOp, "grad_weight", grad_weight, x.cols));
   QST_RETURN_IF_ERROR(CheckOptionalVector(kOp, "grad_bias", grad_bias, x.cols));
   if (x.empty()) return absl::OkStatus();
+  if (is_cuda) {
+    return cuda::LayerNormBackward(*ctx.stream, grad_y, x, VectorOrNull(weight), mean, inv_std, grad_x,
+                                   VectorOrNull(grad_weight), VectorOrNull(grad_bias), accumulate);
+  }
+  QST_ASSIGN_OR_RETURN(const cpu::Exec exec, CpuExec(kOp, ctx));
   cpu::LayerNormBackward(exec, grad_y, x, VectorOrNull(weight), mean, inv_std, grad_x, VectorOrNull(grad_weight),
                          VectorOrNull(grad_bias), accumulate);
   return absl::OkStatus();

@@ -1,4 +1,6 @@
 #include <cmath>
+#include <limits>
+#include <string>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -59,30 +61,31 @@ TEST_P(OptimizerTest, FirstStepMovesByTheLearningRate) {
   TestMatrix avg(DMatrix(1, 3));
   TestMatrix sq(DMatrix(1, 3));
   QST_ASSERT_OK(AdamW(Context(), params, 3, param.data(), grad_in.data(), avg.data(), sq.data()));
-  EXPECT_NEAR(param.data()[0], -0.25f, 1e-5);
-  EXPECT_NEAR(param.data()[1], 0.25f, 1e-5);
-  EXPECT_EQ(param.data()[2], 0.0f);
+  const DMatrix moved = param.ToDouble();
+  EXPECT_NEAR(moved.at(0, 0), -0.25, 1e-5);
+  EXPECT_NEAR(moved.at(0, 1), 0.25, 1e-5);
+  EXPECT_EQ(moved.at(0, 2), 0.0);
 }
 
 TEST_P(OptimizerTest, ThreadsChangeNoBit) {
   constexpr std::int64_t kCount = 50003;
   const DMatrix start = random_.NormalMatrix(1, kCount);
   TestMatrix grad(random_.NormalMatrix(1, kCount));
-  TestMatrix first(start);
+  std::string first;
   double first_sum = 0.0;
   for (const int threads : {1, 2, 3}) {
     TestMatrix param(start);
     TestMatrix avg(DMatrix(1, kCount));
     TestMatrix sq(DMatrix(1, kCount));
     QST_ASSERT_OK(AdamW(Context(threads), Params(), kCount, param.data(), grad.data(), avg.data(), sq.data()));
-    double sum = 0.0;
-    QST_ASSERT_OK(SumOfSquares(Context(threads), grad.data(), kCount, &sum));
+    TestVector<double> sum(1);
+    QST_ASSERT_OK(SumOfSquares(Context(threads), grad.data(), kCount, sum.data()));
     if (threads == 1) {
-      first = param;
-      first_sum = sum;
+      first = param.Bits();
+      first_sum = Synced(sum)[0];
     }
-    EXPECT_EQ(param.Bits(), first.Bits());
-    EXPECT_EQ(sum, first_sum);
+    EXPECT_EQ(param.Bits(), first);
+    EXPECT_EQ(Synced(sum)[0], first_sum);
   }
 }
 
@@ -99,20 +102,107 @@ TEST_P(OptimizerTest, AnElementsPlaceChangesNoBit) {
   EXPECT_EQ(parts.Bits(), whole.Bits());
 }
 
+TEST_P(OptimizerTest, WhereBuffersLieChangesNoBit) {
+  constexpr std::int64_t kCount = 9002;
+  const DMatrix start = random_.NormalMatrix(1, kCount);
+  const DMatrix grad = random_.NormalMatrix(1, kCount);
+  std::string bits[2];
+  double sums[2];
+  for (const TestStart place : {TestStart::kMisaligned, TestStart::kAligned}) {
+    const auto buffer = [&](const DMatrix& values) { return TestMatrix(values, DType::kF32, 0, place); };
+    TestMatrix param = buffer(start), grad_in = buffer(grad), avg = buffer(DMatrix(1, kCount)), sq = avg;
+    TestVector<double> sum(1);
+    QST_ASSERT_OK(AdamW(Context(), Params(), kCount, param.data(), grad_in.data(), avg.data(), sq.data()));
+    QST_ASSERT_OK(SumOfSquares(Context(), grad_in.data(), kCount, sum.data()));
+    const int i = place == TestStart::kAligned ? 1 : 0;
+    bits[i] = param.Bits() + avg.Bits() + sq.Bits();
+    sums[i] = Synced(sum)[0];
+    for (const TestMatrix* m : {&param, &grad_in, &avg, &sq}) EXPECT_TRUE(m->GuardsIntact());
+  }
+  EXPECT_EQ(bits[1], bits[0]);
+  EXPECT_EQ(sums[1], sums[0]);
+}
+
+// The gradient's norm is 5 in each.
+TEST_P(OptimizerTest, GradientsAboveTheNormAreScaledDownToIt) {
+  struct Case {
+    double clip_norm;
+    float grad_scale;
+    float same_as;  // grad_scale of a step without clipping that does the same
+  };
+  for (const Case& c : {Case{2.0, 1.0f, 0.4f}, Case{2.0, 0.5f, 0.2f}, Case{5.0, 0.5f, 0.5f}, Case{7.0, 1.0f, 1.0f},
+                        Case{0.0, 0.5f, 0.5f}, Case{0.3, 1.0f, static_cast<float>(0.3 / 5.0)}}) {
+    DMatrix grad(1, 10);
+    grad.at(0, 1) = 3.0;
+    grad.at(0, 8) = -4.0;
+    TestMatrix grad_in(grad);
+    TestVector<double> sum(1);
+    QST_ASSERT_OK(SumOfSquares(Context(), grad_in.data(), 10, sum.data()));
+    const DMatrix start = random_.NormalMatrix(1, 10);
+    AdamWParams params = Params();
+    params.grad_scale = c.same_as;
+    TestMatrix expected(start), expected_avg(DMatrix(1, 10)), expected_sq(DMatrix(1, 10));
+    QST_ASSERT_OK(
+        AdamW(Context(), params, 10, expected.data(), grad_in.data(), expected_avg.data(), expected_sq.data()));
+    params.grad_scale = c.grad_scale;
+    params.clip_norm = c.clip_norm;
+    params.sum_of_squares = sum.data();
+    TestMatrix actual(start), actual_avg(DMatrix(1, 10)), actual_sq(DMatrix(1, 10));
+    QST_ASSERT_OK(AdamW(Context(), params, 10, actual.data(), grad_in.data(), actual_avg.data(), actual_sq.data()));
+    EXPECT_EQ(actual.Bits(), expected.Bits()) << c.clip_norm << " " << c.grad_scale;
+    EXPECT_EQ(actual_avg.Bits(), expected_avg.Bits());
+    EXPECT_EQ(actual_sq.Bits(), expected_sq.Bits());
+  }
+}
+
+TEST_P(OptimizerTest, ANormOfZeroScalesNothing) {
+  TestMatrix grad(DMatrix(1, 3)), avg(DMatrix(1, 3)), sq(DMatrix(1, 3));
+  const DMatrix start = random_.NormalMatrix(1, 3);
+  TestMatrix param(start);
+  const TestVector<double> sum = {0.0};
+  AdamWParams params = Params();
+  params.weight_decay = 0.0f;
+  params.clip_norm = 1.0;
+  params.sum_of_squares = sum.data();
+  QST_ASSERT_OK(AdamW(Context(), params, 3, param.data(), grad.data(), avg.data(), sq.data()));
+  EXPECT_EQ(param.Bits(), TestMatrix(start).Bits());
+}
+
+TEST_P(OptimizerTest, ANormThatIsNotFiniteChangesNothing) {
+  const double inf = std::numeric_limits<double>::infinity();
+  for (const double bad : {inf, std::nan("")}) {
+    for (const double clip_norm : {0.0, 1.0}) {
+      DMatrix grad = random_.NormalMatrix(1, 600);
+      grad.at(0, 555) = bad;
+      TestMatrix grad_in(grad);
+      TestVector<double> sum(1);
+      QST_ASSERT_OK(SumOfSquares(Context(), grad_in.data(), 600, sum.data()));
+      EXPECT_FALSE(std::isfinite(Synced(sum)[0]));
+      const DMatrix start = random_.NormalMatrix(1, 600);
+      TestMatrix param(start), avg(start), sq(start);
+      AdamWParams params = Params();
+      params.clip_norm = clip_norm;
+      params.sum_of_squares = sum.data();
+      QST_ASSERT_OK(AdamW(Context(), params, 600, param.data(), grad_in.data(), avg.data(), sq.data()));
+      for (const TestMatrix* m : {&param, &avg, &sq}) EXPECT_EQ(m->Bits(), TestMatrix(start).Bits());
+    }
+  }
+}
+
 TEST_P(OptimizerTest, SumOfSquaresIsWide) {
   for (const std::int64_t n : {0, 1, 5, 8, 8191, 8192, 8193, 40000}) {
     const DMatrix x = random_.NormalMatrix(1, n);
     TestMatrix in(x);
-    double sum = -1.0;
-    QST_ASSERT_OK(SumOfSquares(Context(), in.data(), n, &sum));
-    EXPECT_NEAR(sum, ReferenceSumOfSquares(x), 1e-12 * static_cast<double>(n));
+    TestVector<double> sum = {-1.0};
+    QST_ASSERT_OK(SumOfSquares(Context(), in.data(), n, sum.data()));
+    EXPECT_NEAR(Synced(sum)[0], ReferenceSumOfSquares(x), 1e-12 * static_cast<double>(n));
   }
   // Squares that float32 could not hold.
   TestMatrix large(DMatrix(1, 2));
   large.data()[0] = 1e30f;
-  double sum = 0.0;
-  QST_ASSERT_OK(SumOfSquares(Context(), large.data(), 2, &sum));
-  EXPECT_NEAR(sum, 1e60, 1e54);
+  TestVector<double> sum(1);
+  QST_ASSERT_OK(SumOfSquares(Context(), large.data(), 2, sum.data()));
+  EXPECT_NEAR(Synced(sum)[0], 1e60, 1e54);
 }
 
 TEST_P(OptimizerTest, RefusesWhatCannotBe) {
@@ -125,16 +215,22 @@ TEST_P(OptimizerTest, RefusesWhatCannotBe) {
   params.beta2 = 1.0f;
   EXPECT_THAT(AdamW(Context(), params, 4, x.data(), x.data(), x.data(), x.data()),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("beta2 is 1")));
+  for (const double clip_norm : {-1.0, std::nan("")}) {
+    params = Params();
+    params.clip_norm = clip_norm;
+    EXPECT_THAT(AdamW(Context(), params, 4, x.data(), x.data(), x.data(), x.data()),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("clip_norm is")));
+  }
   EXPECT_THAT(AdamW(Context(), Params(), -1, x.data(), x.data(), x.data(), x.data()),
               StatusIs(absl::StatusCode::kInvalidArgument));
   EXPECT_THAT(AdamW(Context(), Params(), 4, x.data(), nullptr, x.data(), x.data()),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("grad is null")));
-  double sum = 0.0;
-  EXPECT_THAT(SumOfSquares(Context(), nullptr, 4, &sum), StatusIs(absl::StatusCode::kInvalidArgument));
+  TestVector<double> sum(1);
+  EXPECT_THAT(SumOfSquares(Context(), nullptr, 4, sum.data()), StatusIs(absl::StatusCode::kInvalidArgument));
   EXPECT_THAT(SumOfSquares(Context(), x.data(), 4, nullptr), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
-QST_INSTANTIATE_CPU_OP_TEST(OptimizerTest);
+QST_INSTANTIATE_OP_TEST(OptimizerTest);
 
 }  // namespace
 }  // namespace qst

@@ -29,12 +29,29 @@ double SumOfSquaresRange(const float* x, std::int64_t n) {
 
 }  // namespace portable
 
+namespace {
+
+// s of ops.h into *scale; false: the norm is not finite.
+bool EvaluateScale(const AdamWParams& params, float* scale) {
+  *scale = params.grad_scale;
+  if (params.sum_of_squares == nullptr) return true;
+  const double norm = std::sqrt(*params.sum_of_squares);
+  if (!std::isfinite(norm)) return false;
+  if (params.clip_norm > 0.0 && norm > params.clip_norm) {
+    *scale = static_cast<float>(static_cast<double>(params.grad_scale) * (params.clip_norm / norm));
+  }
+  return true;
+}
+
+}  // namespace
+
 void AdamW(const Exec& exec, const AdamWParams& params, std::int64_t n, float* param, const float* grad, float* exp_avg,
            float* exp_avg_sq) {
   const double step = static_cast<double>(params.step);
   const double beta1 = static_cast<double>(params.beta1);
   const double beta2 = static_cast<double>(params.beta2);
   AdamWFactors f;
+  if (!EvaluateScale(params, &f.grad_scale)) return;
   f.learning_rate = params.learning_rate;
   f.beta1 = params.beta1;
   f.one_minus_beta1 = static_cast<float>(1.0 - beta1);
@@ -42,7 +59,6 @@ void AdamW(const Exec& exec, const AdamWParams& params, std::int64_t n, float* p
   f.one_minus_beta2 = static_cast<float>(1.0 - beta2);
   f.epsilon = params.epsilon;
   f.weight_decay = params.weight_decay;
-  f.grad_scale = params.grad_scale;
   f.correction1 = static_cast<float>(1.0 / (1.0 - std::pow(beta1, step)));
   f.correction2 = static_cast<float>(1.0 / (1.0 - std::pow(beta2, step)));
   const auto range = exec.use_avx2 ? &avx2::AdamWRange : &portable::AdamWRange;

@@ -10,6 +10,7 @@
 #include "gtest/gtest.h"
 #include "kernels/cuda/device.h"
 #include "kernels/device.h"
+#include "kernels/dtype.h"
 
 namespace qst {
 
@@ -48,6 +49,12 @@ class OpTest : public ::testing::TestWithParam<TestBackend> {
 
   bool IsCuda() const { return GetParam() == TestBackend::kCuda; }
 
+  // Types of activations that the backend computes with.
+  std::vector<DType> OperandTypes() const {
+    if (IsCuda()) return {DType::kF32, DType::kF16, DType::kBF16};
+    return {DType::kF32};
+  }
+
   // 1, 2 or 3 threads; on CUDA the number has no meaning.
   OpContext Context(int num_threads = 2) {
     if (IsCuda()) return OpContext{DeviceType::kCuda, nullptr, CpuIsa::kAuto, TestCuda::StreamOrNull()};
@@ -76,11 +83,11 @@ inline std::string BackendName(const ::testing::TestParamInfo<TestBackend>& info
 }
 
 // Families without kernels for CUDA yet take the first; an op on CUDA then has a test of its own or none.
-#define QST_INSTANTIATE_CPU_OP_TEST(suite)                                                                          \
+#define QST_INSTANTIATE_CPU_OP_TEST(suite)                                                                       \
   INSTANTIATE_TEST_SUITE_P(Backends, suite, ::testing::Values(TestBackend::kCpuPortable, TestBackend::kCpuAvx2), \
                            BackendName)
-#define QST_INSTANTIATE_OP_TEST(suite)                                                                           \
-  INSTANTIATE_TEST_SUITE_P(Backends, suite,                                                                      \
+#define QST_INSTANTIATE_OP_TEST(suite)                                                                              \
+  INSTANTIATE_TEST_SUITE_P(Backends, suite,                                                                         \
                            ::testing::Values(TestBackend::kCpuPortable, TestBackend::kCpuAvx2, TestBackend::kCuda), \
                            BackendName)
 

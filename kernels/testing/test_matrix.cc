@@ -49,9 +49,9 @@ std::vector<std::int32_t> Random::Indices(std::int64_t n, std::int64_t limit) {
   return indices;
 }
 
-TestMatrix::TestMatrix(std::int64_t rows, std::int64_t cols, DType dtype, std::int64_t padding)
-    : rows_(rows), cols_(cols), ld_(cols + padding), dtype_(dtype) {
-  // One element past the guard's alignment makes vector loads misaligned.
+TestMatrix::TestMatrix(std::int64_t rows, std::int64_t cols, DType dtype, std::int64_t padding, TestStart start)
+    : rows_(rows), cols_(cols), ld_(cols + padding), dtype_(dtype), start_(start) {
+  // One element past the guard's alignment makes vector loads misaligned; the room is there in any case.
   const std::int64_t size = kGuardBytes + DTypeBytes(dtype) + rows * ld_ * DTypeBytes(dtype) + kGuardBytes;
   bytes_.assign(size, kGuard);
   for (std::int64_t i = 0; i < rows; ++i) {
@@ -59,8 +59,8 @@ TestMatrix::TestMatrix(std::int64_t rows, std::int64_t cols, DType dtype, std::i
   }
 }
 
-TestMatrix::TestMatrix(const DMatrix& values, DType dtype, std::int64_t padding)
-    : TestMatrix(values.rows, values.cols, dtype, padding) {
+TestMatrix::TestMatrix(const DMatrix& values, DType dtype, std::int64_t padding, TestStart start)
+    : TestMatrix(values.rows, values.cols, dtype, padding, start) {
   for (std::int64_t i = 0; i < rows_; ++i) {
     for (std::int64_t j = 0; j < cols_; ++j) {
       const float value = static_cast<float>(values.at(i, j));
@@ -75,7 +75,8 @@ TestMatrix::TestMatrix(const DMatrix& values, DType dtype, std::int64_t padding)
 }
 
 std::int64_t TestMatrix::Offset(std::int64_t i, std::int64_t j) const {
-  return kGuardBytes + DTypeBytes(dtype_) + (i * ld_ + j) * DTypeBytes(dtype_);
+  const std::int64_t lead = start_ == TestStart::kMisaligned ? 1 : 0;
+  return kGuardBytes + (lead + i * ld_ + j) * DTypeBytes(dtype_);
 }
 
 MatrixView TestMatrix::view() { return MatrixView{bytes_.data() + Offset(0, 0), dtype_, rows_, cols_, ld_}; }

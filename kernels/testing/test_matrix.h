@@ -39,14 +39,19 @@ class Random {
   std::uint64_t state_;
 };
 
-// A matrix of f32, f16 or bf16 with guard bytes before, behind, and between rows if ld > cols. Its first
-// element is aligned to the element size only.
+// Where a test matrix begins: aligned to its elements and nothing more, so that vectors of them are misaligned, or as
+// well as an allocation is.
+enum class TestStart { kMisaligned, kAligned };
+
+// A matrix of f32, f16 or bf16 with guard bytes before, behind, and between rows if ld > cols.
 class TestMatrix {
  public:
   // Elements start as NaN, so that an op that forgets one is seen.
-  TestMatrix(std::int64_t rows, std::int64_t cols, DType dtype = DType::kF32, std::int64_t padding = 0);
+  TestMatrix(std::int64_t rows, std::int64_t cols, DType dtype = DType::kF32, std::int64_t padding = 0,
+             TestStart start = TestStart::kMisaligned);
   // Rounds values to dtype.
-  explicit TestMatrix(const DMatrix& values, DType dtype = DType::kF32, std::int64_t padding = 0);
+  explicit TestMatrix(const DMatrix& values, DType dtype = DType::kF32, std::int64_t padding = 0,
+                      TestStart start = TestStart::kMisaligned);
 
   MatrixView view();
   ConstMatrixView view() const;
@@ -70,6 +75,7 @@ class TestMatrix {
   std::int64_t cols_;
   std::int64_t ld_;
   DType dtype_;
+  TestStart start_;
   TestVector<unsigned char> bytes_;
 };
 

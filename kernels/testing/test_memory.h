@@ -41,6 +41,12 @@ struct TestAllocator {
 template <typename T>
 using TestVector = std::vector<T, TestAllocator<T>>;
 
+// A copy that ops of every backend can reach.
+template <typename T>
+TestVector<T> Reachable(const std::vector<T>& values) {
+  return TestVector<T>(values.begin(), values.end());
+}
+
 // The vector once the device has finished with it.
 template <typename T>
 const TestVector<T>& Synced(const TestVector<T>& vector) {

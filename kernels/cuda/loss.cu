@@ -1,0 +1,142 @@
+#include "kernels/cuda/loss.h"
+
+#include <cuda_runtime.h>
+
+#include <climits>
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/cuda/numeric.cuh"
+#include "kernels/cuda/stream.cuh"
+#include "kernels/cuda/vector.cuh"
+
+namespace qst {
+namespace cuda {
+namespace {
+
+constexpr int kWidth = kWideElems<float>;
+constexpr int kMaxThreads = 512;
+
+// What a thread has seen of a row: the largest logit, where it is first, and the sum of exp(x - max).
+struct Running {
+  float max = -INFINITY;
+  int argmax = INT_MAX;
+  float sum = 0.0f;
+
+  // exp(x - max) for any max: -inf where all is -inf so far.
+  static __device__ __forceinline__ float Exp(float x, float max) { return expf(x - (max == -INFINITY ? 0.0f : max)); }
+
+  // Values of columns [j, j + kWidth), beyond all those before; what is not there is -inf.
+  __device__ __forceinline__ void Add(int j, const float (&values)[kWidth]) {
+    float new_max = max;
+    if (argmax == INT_MAX) argmax = j;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      if (values[i] > new_max) {
+        new_max = values[i];
+        argmax = j + i;
+      }
+    }
+    if (new_max != max) {
+      sum *= Exp(max, new_max);
+      max = new_max;
+    }
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) sum += Exp(values[i], max);
+  }
+};
+
+__device__ __forceinline__ int WarpMin(int x) {
+#pragma unroll
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) x = min(x, __shfl_xor_sync(kAllLanes, x, offset));
+  return x;
+}
+
+// As BlockSum, but the largest and the smallest; other is what the missing warps have.
+__device__ __forceinline__ float BlockMax(float x, float* shared) {
+  x = WarpMax(x);
+  if (threadIdx.x % kWarpSize == 0) shared[threadIdx.x / kWarpSize] = x;
+  __syncthreads();
+  x = WarpMax(threadIdx.x % kWarpSize < blockDim.x / kWarpSize ? shared[threadIdx.x % kWarpSize] : -INFINITY);
+  __syncthreads();
+  return x;
+}
+__device__ __forceinline__ int BlockMin(int x, int* shared) {
+  x = WarpMin(x);
+  if (threadIdx.x % kWarpSize == 0) shared[threadIdx.x / kWarpSize] = x;
+  __syncthreads();
+  x = WarpMin(threadIdx.x % kWarpSize < blockDim.x / kWarpSize ? shared[threadIdx.x % kWarpSize] : INT_MAX);
+  __syncthreads();
+  return x;
+}
+
+template <bool kWide>
+__device__ __forceinline__ void LoadLogits(const float* row, int j, int vocabulary, float (&values)[kWidth]) {
+  Load<kWide>(row + j, vocabulary - j, values);
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    if (!kWide && j + i >= vocabulary) values[i] = -INFINITY;
+  }
+}
+
+// loss = log(sum exp(x - max)) - (x[target] - max);  grad = scale (exp(x - max) / sum - [i == target]).
+// A block a row: one pass for maximum and sum together, a second one, which finds the row in L2, for the gradient.
+template <bool kWide>
+__global__ void __launch_bounds__(kMaxThreads)
+    CrossEntropyKernel(DeviceRows<float> logits, int vocabulary, const std::int32_t* targets, float scale,
+                       bool want_grad, float* losses, std::int32_t* argmax) {
+  __shared__ float shared[kWarpSize];
+  __shared__ int shared_int[kWarpSize];
+  const std::int64_t row = blockIdx.x;
+  float* const x = logits.at(row, 0);
+  const int step = static_cast<int>(blockDim.x) * kWidth;
+  Running seen;
+#pragma unroll 4
+  for (int j = threadIdx.x * kWidth; j < vocabulary; j += step) {
+    float values[kWidth];
+    LoadLogits<kWide>(x, j, vocabulary, values);
+    seen.Add(j, values);
+  }
+  const float max = BlockMax(seen.max, shared);
+  const float sum = BlockSum(seen.sum * Running::Exp(seen.max, max), shared);
+  if (argmax != nullptr) {
+    const int first = BlockMin(seen.max == max ? seen.argmax : INT_MAX, shared_int);
+    if (threadIdx.x == 0) argmax[row] = first;
+  }
+  const int target = targets[row];
+  if (threadIdx.x == 0) {
+    losses[row] = static_cast<float>(log(static_cast<double>(sum)) -
+                                     (static_cast<double>(x[target]) - static_cast<double>(max)));
+  }
+  if (!want_grad) return;
+  // The target's logit has been read when others write.
+  __syncthreads();
+  const float factor = scale / sum;
+  for (int j = threadIdx.x * kWidth; j < vocabulary; j += step) {
+    float values[kWidth];
+    Load<kWide>(x + j, vocabulary - j, values);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      values[i] = fmaf(expf(values[i] - max), factor, j + i == target ? -scale : 0.0f);
+    }
+    Store<kWide>(values, vocabulary - j, x + j);
+  }
+}
+
+}  // namespace
+
+absl::Status CrossEntropy(Stream& stream, const MatrixView& logits, const std::int32_t* targets, float scale,
+                          bool want_grad, float* losses, std::int32_t* argmax) {
+  const bool is_wide = logits.cols % kWidth == 0 && AllowsPacks(logits, kWidth);
+  // As few threads as have one group each, which a row's length alone says.
+  unsigned threads = kWarpSize;
+  while (threads < kMaxThreads && static_cast<std::int64_t>(threads) * kWidth < logits.cols) threads *= 2;
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(logits.rows));
+  shape.block = dim3(threads);
+  return Launch(stream, shape, is_wide ? CrossEntropyKernel<true> : CrossEntropyKernel<false>, RowsOf<float>(logits),
+                static_cast<int>(logits.cols), targets, scale, want_grad, losses, argmax);
+}
+
+}  // namespace cuda
+}  // namespace qst

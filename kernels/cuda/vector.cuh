@@ -1,0 +1,102 @@
+// Adjacent elements of a row as one group: a single access of up to 16 bytes where addresses allow it, element by
+// element where not, to the same bits.
+#ifndef QST_KERNELS_CUDA_VECTOR_CUH_
+#define QST_KERNELS_CUDA_VECTOR_CUH_
+
+#include <cstdint>
+#include <type_traits>
+
+#include "kernels/cuda/numeric.cuh"
+#include "kernels/tensor.h"
+
+namespace qst {
+namespace cuda {
+
+constexpr int kWideBytes = 16;
+
+// Elements of T that one wide access holds.
+template <typename T>
+constexpr int kWideElems = kWideBytes / static_cast<int>(sizeof(T));
+
+template <typename T, int kCount>
+struct alignas(sizeof(T) * kCount < kWideBytes ? sizeof(T) * kCount : kWideBytes) Pack {
+  T values[kCount];
+};
+
+// The first `count` of kCount elements; the others are 0. With kWide it is all of them, aligned as Pack is, or none.
+template <bool kWide, int kCount, typename T>
+__device__ __forceinline__ Pack<T, kCount> LoadPack(const T* from, std::int64_t count) {
+  Pack<T, kCount> pack;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) pack.values[i] = FromFloat<T>(0.0f);
+  if constexpr (kWide) {
+    if (count > 0) pack = *reinterpret_cast<const Pack<T, kCount>*>(from);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (i < count) pack.values[i] = from[i];
+    }
+  }
+  return pack;
+}
+
+template <bool kWide, int kCount, typename T>
+__device__ __forceinline__ void Load(const T* from, std::int64_t count, float (&to)[kCount]) {
+  const Pack<T, kCount> pack = LoadPack<kWide, kCount>(from, count);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) to[i] = ToFloat(pack.values[i]);
+}
+
+template <bool kWide, int kCount, typename T>
+__device__ __forceinline__ void Store(const float (&from)[kCount], std::int64_t count, T* to) {
+  Pack<T, kCount> pack;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) pack.values[i] = FromFloat<T>(from[i]);
+  if constexpr (kWide) {
+    if (count > 0) *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (i < count) to[i] = pack.values[i];
+    }
+  }
+}
+
+// Rows of a matrix in a kernel's arguments.
+template <typename T>
+struct DeviceRows {
+  T* data;
+  std::int64_t ld;
+
+  __device__ __forceinline__ T* at(std::int64_t row, std::int64_t col) const { return data + row * ld + col; }
+};
+
+template <typename T>
+DeviceRows<T> RowsOf(const MatrixView& m) {
+  return DeviceRows<T>{static_cast<T*>(m.data), m.ld};
+}
+template <typename T>
+DeviceRows<const T> RowsOf(const ConstMatrixView& m) {
+  return DeviceRows<const T>{static_cast<const T*>(m.data), m.ld};
+}
+
+// Whether groups of num_elems may be accessed as Packs, counted from the start of each row. A view without data may.
+inline bool AllowsPacks(const ConstMatrixView& m, int num_elems) {
+  const std::int64_t elem_bytes = DTypeBytes(m.dtype);
+  const std::int64_t bytes = num_elems * elem_bytes < kWideBytes ? num_elems * elem_bytes : kWideBytes;
+  return reinterpret_cast<std::uintptr_t>(m.data) % bytes == 0 && (m.rows <= 1 || m.ld * elem_bytes % bytes == 0);
+}
+inline bool AllowsPacks(const float* vector, int num_elems) {
+  return AllowsPacks(ConstMatrixView(vector, DType::kF32, 1, num_elems, num_elems), num_elems);
+}
+
+// Runs visit(std::true_type) or visit(std::false_type): DispatchBool(wide, [&](auto wide) { ... decltype(wide)::value }).
+template <typename Visit>
+absl::Status DispatchBool(bool value, const Visit& visit) {
+  return value ? visit(std::true_type()) : visit(std::false_type());
+}
+
+}  // namespace cuda
+}  // namespace qst
+
+#endif  // QST_KERNELS_CUDA_VECTOR_CUH_
