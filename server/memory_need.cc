@@ -92,15 +92,14 @@ std::uint64_t MemoryNeed::StageBytes(std::uint32_t first_layer, std::uint32_t nu
   const std::uint64_t tokens = load_.pass_tokens;
   std::uint64_t bytes = num_layers * model_.layer_bytes();
   if (first_layer == 0) bytes += model_.embedding_bytes();
-  if (device_ == v1::DEVICE_KIND_CUDA) {
-    const std::uint64_t mlp_tokens = std::max(kMlpTokens, kCudaMlpBytes / (2 * kHalf * inner_));
-    bytes += tokens * (kHalf * (d + 2 * q_width_ + 2 * kv_width_) + kFloat * d + 8);
-    bytes += std::min(tokens, mlp_tokens) * kHalf * 2 * inner_;
-    bytes += kHalf * num_layers * load_.cached_tokens * 2 * kv_width_ + kCudaScratchBytes;
-  } else {
-    bytes += kFloat * (tokens * 2 * (d + q_width_ + kv_width_) + std::min(tokens, kMlpTokens) * 2 * inner_);
-    bytes += kFloat * num_layers * load_.cached_tokens * 2 * kv_width_;
-  }
+  const bool is_cuda = device_ == v1::DEVICE_KIND_CUDA;
+  const std::uint64_t element = is_cuda ? kHalf : kFloat;
+  const std::uint64_t mlp_tokens = is_cuda ? std::max(kMlpTokens, kCudaMlpBytes / (2 * element * inner_)) : kMlpTokens;
+  // The residual stream is float32 on both; 8 bytes are a token's id and position.
+  bytes += tokens * (element * (d + 2 * q_width_ + 2 * kv_width_) + kFloat * d + 8);
+  bytes += std::min(tokens, mlp_tokens) * element * 2 * inner_;
+  bytes += element * num_layers * load_.cached_tokens * 2 * kv_width_;
+  if (is_cuda) bytes += kCudaScratchBytes;
   // Residual streams that came ahead, and states that are leaving.
   bytes += load_.passes_in_flight * tokens * d * kFloat;
   return bytes + kStatesUnderWay * WireBytes(load_.wire_dtype, tokens, d);

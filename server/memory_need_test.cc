@@ -45,7 +45,8 @@ TEST(MemoryNeedTest, AStageIsItsLayersAndWhatPassesThrough) {
   const std::uint64_t tokens = 1536;
   // Six buffers of the model's width, two of the feed-forward's for 1024 tokens, a residual stream, states of two
   // layers.
-  const std::uint64_t passing = 4 * (tokens * 6 * 4096 + 1024 * 2 * 11008) + tokens * 4096 * 4 + 2 * tokens * 4096 * 2;
+  const std::uint64_t passing =
+      4 * (tokens * 6 * 4096 + 1024 * 2 * 11008) + tokens * 8 + tokens * 4096 * 4 + 2 * tokens * 4096 * 2;
   EXPECT_EQ(need.StageBytes(8, 8), 8 * 104'500'000 + passing);
   EXPECT_EQ(need.StageBytes(0, 8), 8 * 104'500'000 + passing + 262'144'000);
 }

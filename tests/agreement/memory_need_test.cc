@@ -1,0 +1,104 @@
+// The coordinator's bound on memory, computed from a model's record, against what the worker computes from the tensors:
+// never below it, or a placement fails on the worker, and not far above, or devices stay empty.
+#include "server/memory_need.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "gtest/gtest.h"
+#include "kernels/device.h"
+#include "proto/support/status_matchers.h"
+#include "worker/backbone/stage.h"
+#include "worker/checkpoint/import_model.h"
+#include "worker/checkpoint/stored_model.h"
+#include "worker/testing/tiny_model.h"
+
+namespace qst {
+namespace {
+
+// As an import reports it (worker/host_import.cc).
+v1::Model RecordOf(const StoredModel& stored) {
+  const ModelConfig& config = stored.config();
+  v1::Model model;
+  model.set_num_layers(config.num_layers);
+  model.set_hidden_size(config.hidden_size);
+  model.set_intermediate_size(config.intermediate_size);
+  model.set_num_heads(config.num_heads);
+  model.set_num_kv_heads(config.num_kv_heads);
+  model.set_head_dim(config.head_dim);
+  model.set_vocab_size(config.vocab_size);
+  model.set_layer_bytes(stored.LayerBytes(0));
+  model.set_embedding_bytes(stored.EmbeddingBytes());
+  model.set_head_bytes(config.tie_word_embeddings ? 0 : stored.HeadBytes());
+  return model;
+}
+
+class MemoryNeedAgreementTest : public testing::Test {
+ protected:
+  MemoryNeedAgreementTest() {
+    ModelConfig config = TinyLlamaConfig();
+    config.num_layers = 4;
+    config.hidden_size = 256;
+    config.intermediate_size = 704;
+    config.num_heads = 8;
+    config.num_kv_heads = 2;
+    config.head_dim = 32;
+    const std::string folder = MakeTestFolder("source");
+    QST_EXPECT_OK(WriteTinyModel(MakeTinyModel(config, 1), folder));
+    ImportOptions options;
+    options.source = folder;
+    options.destination = MakeTestFolder("store") + "/model";
+    QST_EXPECT_OK(ImportModel(options, nullptr));
+    auto stored = StoredModel::Open(options.destination);
+    QST_EXPECT_OK(stored);
+    stored_ = *std::move(stored);
+  }
+
+  // What the worker takes for a stage and the passes on their way through it, in the wire type bf16.
+  std::uint64_t WorkersStage(std::uint32_t first_layer, std::uint32_t num_layers, const JobLoad& load) {
+    ThreadPool threads(1);
+    OpContext ctx;
+    ctx.threads = &threads;
+    StageOptions options;
+    options.first_layer = first_layer;
+    options.num_layers = num_layers;
+    options.max_cached_tokens = static_cast<std::int64_t>(load.cached_tokens);
+    const auto memory = Stage::Estimate(*stored_, options, ctx, static_cast<std::int64_t>(load.pass_tokens));
+    QST_EXPECT_OK(memory);
+    const std::uint64_t pass_elems = load.pass_tokens * static_cast<std::uint64_t>(stored_->config().hidden_size);
+    return static_cast<std::uint64_t>(memory->total_bytes()) + load.passes_in_flight * pass_elems * 4 +
+           2 * pass_elems * 2;
+  }
+
+  void ExpectStageAgrees(const JobLoad& load) {
+    const MemoryNeed need(RecordOf(*stored_), load, v1::DEVICE_KIND_CPU);
+    for (const auto& [first, count] : {std::pair<std::uint32_t, std::uint32_t>{0, 4}, {0, 1}, {2, 2}}) {
+      const std::uint64_t workers = WorkersStage(first, count, load);
+      EXPECT_GE(need.StageBytes(first, count), workers) << "layers from " << first << ", " << count;
+      EXPECT_LE(need.StageBytes(first, count), workers + workers / 4) << "layers from " << first << ", " << count;
+    }
+  }
+
+  std::unique_ptr<StoredModel> stored_;
+};
+
+TEST_F(MemoryNeedAgreementTest, AStageInTraining) {
+  for (const std::uint64_t tokens : {1, 300, 4096}) {
+    JobLoad load;
+    load.pass_tokens = tokens;
+    load.passes_in_flight = 2;
+    load.micro_batch_tokens = tokens;
+    ExpectStageAgrees(load);
+  }
+}
+
+TEST_F(MemoryNeedAgreementTest, AStageInGeneration) {
+  JobLoad load;
+  load.pass_tokens = 100;
+  load.cached_tokens = 100;
+  ExpectStageAgrees(load);
+}
+
+}  // namespace
+}  // namespace qst
