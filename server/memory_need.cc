@@ -13,8 +13,14 @@ constexpr std::uint64_t kHalf = 2;
 // where that is more.
 constexpr std::uint64_t kMlpTokens = 1024;
 constexpr std::uint64_t kCudaMlpBytes = 1 << 30;
-// Rows whose logits exist at a time.
-constexpr std::uint64_t kHeadRows = 512;
+// The head works on so many rows at a time that their logits take at most so many bytes.
+constexpr std::uint64_t kMinHeadRows = 16;
+constexpr std::uint64_t kMaxHeadRows = 512;
+constexpr std::uint64_t kLogitBytes = 64 << 20;
+constexpr std::uint64_t kCudaMaxHeadRows = 4096;
+constexpr std::uint64_t kCudaLogitBytes = 256 << 20;
+// A token's ids, positions and targets, and what is predicted for it.
+constexpr std::uint64_t kFloatsOfToken = 16;
 // States of one layer that a stage has on their way at a time.
 constexpr std::uint64_t kStatesUnderWay = 2;
 // What a part takes of a GPU whatever its size: workspace of matrix products, panels of unpacked weights, staging.
@@ -48,6 +54,7 @@ JobLoad LoadOfTraining(const v1::JobSpec& spec) {
   load.side = spec.side();
   load.task = spec.task();
   load.micro_batch_tokens = spec.train().micro_batch_tokens();
+  load.has_linear_probe = spec.eval().linear_probe();
   return load;
 }
 
@@ -110,6 +117,13 @@ std::uint64_t MemoryNeed::NumOutputs() const {
   return load_.task.labels_size() > 0 ? load_.task.labels_size() : kUnknownLabels;
 }
 
+std::uint64_t MemoryNeed::HeadRows() const {
+  const bool is_cuda = device_ == v1::DEVICE_KIND_CUDA;
+  const std::uint64_t rows =
+      (is_cuda ? kCudaLogitBytes : kLogitBytes) / (kFloat * std::max<std::uint64_t>(1, NumOutputs()));
+  return std::min(load_.micro_batch_tokens, std::clamp(rows, kMinHeadRows, is_cuda ? kCudaMaxHeadRows : kMaxHeadRows));
+}
+
 std::uint64_t MemoryNeed::SideParameters() const {
   const std::uint64_t d = model_.hidden_size();
   const std::uint64_t ds = side_hidden_;
@@ -138,9 +152,9 @@ std::uint64_t MemoryNeed::SideActivationBytes() const {
   const std::uint64_t down = 2 * ds + 2 + load_.side.rank();
   const std::uint64_t layer = 5 * ds + 2 * side_kv_ + heads_ + 2 * side_inner_ + 2;
   const std::uint64_t backward = 4 * ds + std::max(4 * side_inner_, 2 * ds + 2 * side_kv_);
-  const std::uint64_t head = std::min(tokens, kHeadRows) * (4 * d + 4 * ds + 1 + NumOutputs());
-  if (num_side_layers_ == 0) return kFloat * head;
-  const std::uint64_t kept = tokens * (down + num_side_layers_ * (down + layer));
+  const std::uint64_t head = HeadRows() * (4 * d + 4 * ds + 1 + NumOutputs());
+  if (num_side_layers_ == 0) return kFloat * (head + tokens * kFloatsOfToken);
+  const std::uint64_t kept = tokens * (down + num_side_layers_ * (down + layer) + kFloatsOfToken);
   return kFloat * (kept + std::max(head, tokens * backward));
 }
 
@@ -156,11 +170,16 @@ std::uint64_t MemoryNeed::SideBytes() const {
   bytes += SideParameters() * kFloat * (is_trained ? 4 : 1);
   bytes += kFloat * num_side_layers_ * load_.cached_tokens * 2 * side_kv_;
   if (is_trained) bytes += SideActivationBytes();
+  if (load_.has_linear_probe) {
+    const std::uint64_t d = model_.hidden_size();
+    bytes += kFloat * (HeadRows() * (d + NumOutputs()) + 4 * NumOutputs() * d);
+  }
   // All layers' states of the passes on their way; without a side network, the last layer's. That one is never
-  // narrower than bf16.
+  // narrower than bf16, in which 8-bit ones of the pass that is read are unpacked.
   const std::uint64_t state = WireBytes(load_.wire_dtype, load_.pass_tokens, model_.hidden_size());
-  const std::uint64_t last = std::max(state, WireBytes(v1::WIRE_DTYPE_BF16, load_.pass_tokens, model_.hidden_size()));
-  return bytes + load_.passes_in_flight * (num_side_layers_ * state + last);
+  const std::uint64_t half = WireBytes(v1::WIRE_DTYPE_BF16, load_.pass_tokens, model_.hidden_size());
+  bytes += load_.passes_in_flight * (num_side_layers_ * state + std::max(state, half));
+  return bytes + (state < half ? num_side_layers_ * half : 0);
 }
 
 }  // namespace qst

@@ -25,6 +25,7 @@ struct JobLoad {
   v1::SideConfig side;
   v1::TaskConfig task;
   std::uint64_t micro_batch_tokens = 0;  // of one forward and backward pass in training; 0: nothing is trained
+  bool has_linear_probe = false;
 };
 
 // `spec` has its defaults filled in.
@@ -47,6 +48,8 @@ class MemoryNeed {
   // Kept for the backward pass, and the dearest moment on top of it.
   std::uint64_t SideActivationBytes() const;
   std::uint64_t NumOutputs() const;
+  // Rows that the head works on at a time.
+  std::uint64_t HeadRows() const;
 
   const v1::Model model_;
   const JobLoad load_;

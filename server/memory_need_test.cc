@@ -67,8 +67,8 @@ TEST(MemoryNeedTest, TheSideNetworkGrowsWithItsBatchWireTypeAndPassesInFlight) {
   EXPECT_EQ(TrainingNeed(spec).SideBytes(), before + one_pass);
   spec.mutable_train()->set_max_passes_in_flight(1);
   spec.mutable_train()->set_wire_dtype(v1::WIRE_DTYPE_INT8);
-  // A byte an element and a scale a token; the last layer's state stays as it was.
-  EXPECT_EQ(TrainingNeed(spec).SideBytes(), before - std::uint64_t{32} * 1536 * (4096 - 4));
+  // A byte an element and a scale a token, and the pass that is read unpacked; the last layer's state stays as it was.
+  EXPECT_EQ(TrainingNeed(spec).SideBytes(), before + std::uint64_t{32} * 1536 * (4096 + 4));
   spec.mutable_train()->set_wire_dtype(v1::WIRE_DTYPE_F32);
   EXPECT_EQ(TrainingNeed(spec).SideBytes(), before + one_pass);
   spec = Spec();
@@ -82,6 +82,14 @@ TEST(MemoryNeedTest, AProbeNeedsNoSideLayers) {
   const std::uint64_t network = TrainingNeed(spec).SideBytes();
   spec.mutable_side()->set_preset(v1::SIDE_PRESET_PROBE);
   EXPECT_LT(TrainingNeed(spec).SideBytes(), network / 10);
+}
+
+TEST(MemoryNeedTest, ALinearProbeBesideTheNetworkIsCounted) {
+  v1::JobSpec spec = Spec();
+  spec.mutable_task()->set_type(v1::TASK_TYPE_CLASSIFICATION);
+  const std::uint64_t before = TrainingNeed(spec).SideBytes();
+  spec.mutable_eval()->set_linear_probe(true);
+  EXPECT_GT(TrainingNeed(spec).SideBytes(), before + 512 * 4096 * 4);
 }
 
 TEST(MemoryNeedTest, APartOnAGpuNeedsScratchMemoryBesides) {

@@ -44,10 +44,10 @@ JobLoad TrainingLoad() {
   v1::JobSpec spec;
   spec.mutable_side()->set_reduction(16);
   spec.mutable_side()->set_rank(16);
-  spec.mutable_train()->set_backbone_batch_tokens(4096);
-  spec.mutable_train()->set_micro_batch_tokens(2048);
+  spec.mutable_train()->set_backbone_batch_tokens(2048);
+  spec.mutable_train()->set_micro_batch_tokens(1024);
   spec.mutable_train()->set_max_passes_in_flight(1);
-  spec.mutable_train()->set_wire_dtype(v1::WIRE_DTYPE_INT8);
+  spec.mutable_train()->set_wire_dtype(v1::WIRE_DTYPE_BF16);
   return LoadOfTraining(spec);
 }
 
