@@ -25,8 +25,6 @@ constexpr absl::Duration kGoodbyeTimeout = absl::Seconds(10);
 // States of one layer that are on their way to the side network at a time: one leaves while the next is computed. On
 // CPU about so many, on a GPU never more.
 constexpr std::int64_t kStatesUnderWay = 2;
-// Of a GPU's memory, what the ops of a stream keep for themselves: panels of unpacked weights, workspace.
-constexpr std::int64_t kStreamBytes = 256 << 20;
 
 class StagePart : public Part {
  public:
@@ -122,12 +120,12 @@ class StagePart : public Part {
     }
     // The host has the pages of the model's file while they are copied, and what travels through its memory.
     context_.memory->Set(key_, memory.weight_bytes + (is_alone ? 0 : residuals + states));
-    const std::int64_t activations = memory.activation_bytes + kStreamBytes;
     return context_.device->Reserve(
-        key_, memory.weight_bytes + memory.cache_bytes + activations + residuals + states,
+        key_, memory.total_bytes() + residuals + states,
         absl::StrCat("stage ", id_.stage(), ": weights ", FormatBytes(memory.weight_bytes), ", KV cache ",
-                     FormatBytes(memory.cache_bytes), ", activations ", FormatBytes(activations),
-                     ", passes on their way ", FormatBytes(residuals + states)));
+                     FormatBytes(memory.cache_bytes), ", activations ", FormatBytes(memory.activation_bytes),
+                     ", matrix products ", FormatBytes(memory.op_bytes), ", passes on their way ",
+                     FormatBytes(residuals + states)));
   }
 
   void ReleaseMemory() {

@@ -8,6 +8,7 @@
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/gemm/plan.h"
 #include "kernels/ops.h"
 #include "proto/support/status_macros.h"
 #include "worker/backbone/weight_source.h"
@@ -120,7 +121,33 @@ StageMemory LlamaStage::Memory(std::int64_t max_pass_tokens) const {
       element_bytes * (config_.hidden_size + 2 * q_width() + 2 * kv_width()) + 4 * config_.hidden_size + 8;
   memory.activation_bytes = max_pass_tokens * token_bytes +
                             std::min(max_pass_tokens, mlp_tokens_) * 2 * config_.intermediate_size * element_bytes;
+  if (ctx_.device == DeviceType::kCuda) memory.op_bytes = LinearBytes(max_pass_tokens);
   return memory;
+}
+
+std::int64_t LlamaStage::LinearBytes(std::int64_t max_pass_tokens) const {
+  std::int64_t panel_bytes = 0;
+  std::int64_t scratch_bytes = 0;
+  const auto count = [&](const WeightView& w, std::int64_t tokens, DType y) {
+    cuda::LinearShape shape;
+    shape.tokens = tokens;
+    shape.n = w.rows();
+    shape.k = w.cols();
+    shape.x = dtype_;
+    shape.y = y;
+    shape.w_is_quantized = w.is_quantized;
+    shape.w = w.dense.dtype;
+    panel_bytes = std::max(panel_bytes, cuda::LinearPanelBytes(shape));
+    scratch_bytes = std::max(scratch_bytes, cuda::LinearScratchBytes(shape));
+  };
+  const std::int64_t mlp_tokens = std::min(max_pass_tokens, mlp_tokens_);
+  for (const Layer& layer : layers_) {
+    for (const WeightView* w : {&layer.q, &layer.k, &layer.v}) count(*w, max_pass_tokens, dtype_);
+    for (const WeightView* w : {&layer.gate, &layer.up}) count(*w, mlp_tokens, dtype_);
+    count(layer.o, max_pass_tokens, DType::kF32);
+    count(layer.down, mlp_tokens, DType::kF32);
+  }
+  return cuda::kBlasWorkspaceBytes + panel_bytes + scratch_bytes;
 }
 
 absl::Status LlamaStage::CheckPass(const TokenPass& pass, const MatrixView& residual) const {
@@ -209,6 +236,33 @@ absl::StatusOr<LlamaStage::Indices> LlamaStage::UploadIndices(const TokenPass& p
 
 absl::Status LlamaStage::Forward(const TokenPass& pass, const MatrixView& residual, const HiddenStateSink& sink) {
   QST_RETURN_IF_ERROR(CheckPass(pass, residual));
+  const bool has_few_tokens = pass.num_tokens() > 0 && pass.num_tokens() <= cuda::kMaxFewTokens;
+  if (ctx_.device == DeviceType::kCuda && has_few_tokens && !pass.uses_kv_cache) {
+    return ForwardInCompany(pass, residual, sink);
+  }
+  return ForwardTokens(pass, residual, sink);
+}
+
+// A GPU multiplies few tokens with a weight in another way than many, which is quicker and gives other last bits. That
+// is good for generation; else a token's values would depend on how many others are in the pass.
+absl::Status LlamaStage::ForwardInCompany(const TokenPass& pass, const MatrixView& residual,
+                                          const HiddenStateSink& sink) {
+  const std::int64_t num_tokens = pass.num_tokens();
+  TokenPass larger = pass;
+  larger.tokens.resize(cuda::kMaxFewTokens + 1, 0);
+  larger.offsets.push_back(static_cast<std::int32_t>(larger.num_tokens()));
+  const std::int64_t row_bytes = config_.hidden_size * 4;
+  QST_RETURN_IF_ERROR(Grow(&company_, larger.num_tokens() * row_bytes));
+  const MatrixView all = Matrix(company_.as<float>(), larger.num_tokens(), config_.hidden_size);
+  QST_RETURN_IF_ERROR(FillZero(ctx_, company_.data(), larger.num_tokens() * row_bytes));
+  QST_RETURN_IF_ERROR(AddInto(ctx_, residual, Rows(all, 0, num_tokens), /*accumulate=*/false));
+  QST_RETURN_IF_ERROR(ForwardTokens(larger, all, [&](std::int64_t layer, const ConstMatrixView& states) {
+    return sink(layer, Rows(states, 0, num_tokens));
+  }));
+  return AddInto(ctx_, Rows(all, 0, num_tokens), residual, /*accumulate=*/false);
+}
+
+absl::Status LlamaStage::ForwardTokens(const TokenPass& pass, const MatrixView& residual, const HiddenStateSink& sink) {
   QST_ASSIGN_OR_RETURN(const Indices indices, UploadIndices(pass));
   if (first_layer_ == 0) {
     QST_RETURN_IF_ERROR(

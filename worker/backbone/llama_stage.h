@@ -54,12 +54,17 @@ class LlamaStage : public Stage {
 
   absl::Status AddLayer(const StoredModel& model, std::int64_t index);
   absl::Status CheckPass(const TokenPass& pass, const MatrixView& residual) const;
+  absl::Status ForwardTokens(const TokenPass& pass, const MatrixView& residual, const HiddenStateSink& sink);
+  // The same for few tokens on a GPU, with others beside them.
+  absl::Status ForwardInCompany(const TokenPass& pass, const MatrixView& residual, const HiddenStateSink& sink);
   absl::StatusOr<Indices> UploadIndices(const TokenPass& pass);
   absl::Status ForwardLayer(const TokenPass& pass, const Indices& indices, Layer& layer, const MatrixView& residual);
   absl::Status ForwardAttention(const TokenPass& pass, const Indices& indices, Layer& layer,
                                 const MatrixView& residual);
   absl::Status ForwardMlp(const Layer& layer, const MatrixView& residual);
 
+  // What the linear ops of the layers keep on the stream of a GPU.
+  std::int64_t LinearBytes(std::int64_t max_pass_tokens) const;
   std::int64_t q_width() const { return config_.num_heads * config_.head_dim; }
   std::int64_t kv_width() const { return config_.num_kv_heads * config_.head_dim; }
   absl::Status Grow(DeviceMemory* buffer, std::int64_t num_bytes);
@@ -82,6 +87,7 @@ class LlamaStage : public Stage {
   std::vector<std::int32_t> host_indices_;
   DeviceMemory indices_;
   DeviceMemory normed_, queries_, keys_, values_, attended_, gate_, up_;
+  DeviceMemory company_;
 };
 
 }  // namespace qst

@@ -28,8 +28,8 @@ struct StageOptions {
   std::int64_t num_layers = 0;
   // Capacity of the KV cache (at most the model's context), allocated when a pass first uses it.
   std::int64_t max_cached_tokens = 0;
-  // What the ops of a layer hand on to each other on a GPU: bf16, f16 or f32. On CPU it is f32. The residual stream is
-  // f32 on both.
+  // What the ops of a layer hand on to each other on a GPU: bf16, f16 or f32; factors of products with 4-bit weights
+  // are bf16 (f16) at most. On CPU it is f32. The residual stream is f32 on both.
   DType cuda_dtype = DType::kBF16;
 };
 
@@ -41,7 +41,9 @@ struct StageMemory {
   std::int64_t cache_bytes = 0;
   // Of a pass, the residual stream included.
   std::int64_t activation_bytes = 0;
-  std::int64_t total_bytes() const { return weight_bytes + cache_bytes + activation_bytes; }
+  // What ops keep on a GPU's stream: panels of unpacked weights, workspace. 0 on CPU.
+  std::int64_t op_bytes = 0;
+  std::int64_t total_bytes() const { return weight_bytes + cache_bytes + activation_bytes + op_bytes; }
 };
 
 // Not thread-safe: one pass at a time. On CUDA all work is enqueued, and the host waits for none of it.
@@ -62,7 +64,7 @@ class Stage {
 
   // Runs one pass. residual [T, d] f32 in the device's memory: input of the first layer (ignored, and filled with the
   // embedding, by the stage that embeds), overwritten with the output of the last one. A token's values depend on its
-  // sequence alone.
+  // sequence alone; on CUDA, with a KV cache, in the last bits also on how many tokens were given at a time.
   // kInvalidArgument: token outside the vocabulary, sequence longer than the model's positions or the KV cache.
   virtual absl::Status Forward(const TokenPass& pass, const MatrixView& residual, const HiddenStateSink& sink) = 0;
 

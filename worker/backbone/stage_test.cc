@@ -162,7 +162,10 @@ TEST_P(StageTest, QuantizedModelAgreesWithTheReferenceOnItsOwnDequantizedWeights
   const std::vector<std::int32_t> tokens = Sequence(17, 9);
   const auto expected = ReferenceHiddenStates(tiny, tokens);
   for (const DType dtype : DtypesOf(ctx_)) {
-    ExpectNear(RunStages(ctx_, *model, {3}, MakePass({tokens}), dtype), expected, Tolerance(dtype), DTypeName(dtype));
+    // A GPU makes products with 4-bit weights of bf16 factors at most, f16 where it gets f16.
+    const bool is_rounded = ctx_.device == DeviceType::kCuda && dtype == DType::kF32;
+    ExpectNear(RunStages(ctx_, *model, {3}, MakePass({tokens}), dtype), expected,
+               Tolerance(is_rounded ? DType::kBF16 : dtype), DTypeName(dtype));
   }
 }
 
@@ -179,12 +182,21 @@ TEST_P(StageTest, CuttingIntoStagesChangesNoBit) {
 
 TEST_P(StageTest, ATokensStatesDoNotDependOnOtherSequencesInThePass) {
   const auto model = Import(MakeTinyModel(TinyLlamaConfig(), 1), /*quantize=*/true);
-  const auto sequence = Sequence(33, 8);
-  const States alone = RunStages(ctx_, *model, {3}, MakePass({sequence}));
-  const States packed = RunStages(ctx_, *model, {3}, MakePass({Sequence(21, 1), sequence, Sequence(64, 5)}));
-  for (const auto& [layer, expected] : alone) {
-    const float* actual = packed.at(layer).data() + 21 * model->config().hidden_size;
-    EXPECT_EQ(0, std::memcmp(actual, expected.data(), expected.size() * sizeof(float))) << "layer " << layer;
+  // Alone they are few tokens, one too many to be few, and many.
+  for (const int length : {1, 5, 8, 9, 33}) {
+    const auto sequence = Sequence(length, 8);
+    const TokenPass packed_pass = MakePass({Sequence(21, 1), sequence, Sequence(64, 5)});
+    for (const std::vector<std::int64_t>& cut : {std::vector<std::int64_t>{3}, {1, 2}}) {
+      const States alone = RunStages(ctx_, *model, cut, MakePass({sequence}));
+      const States packed = RunStages(ctx_, *model, cut, packed_pass);
+      ASSERT_EQ(alone.size(), 4u);
+      for (const auto& [layer, expected] : alone) {
+        ASSERT_EQ(static_cast<std::int64_t>(expected.size()), length * model->config().hidden_size);
+        const float* actual = packed.at(layer).data() + 21 * model->config().hidden_size;
+        EXPECT_EQ(0, std::memcmp(actual, expected.data(), expected.size() * sizeof(float)))
+            << length << " tokens, " << cut.size() << " stages, layer " << layer;
+      }
+    }
   }
 }
 
@@ -201,7 +213,7 @@ TEST_P(StageTest, GroupingTheMlpsTokensChangesNoBit) {
   cuda::StreamPtr stream;
   if (ctx_.device == DeviceType::kCuda) {
     cuda::DeviceOptions options;
-    options.memory_budget_bytes = 16 * 1024 * (2 * config.intermediate_size * 2);
+    options.memory_budget_bytes = 16 * 1024 * (2 * config.intermediate_size * 2);  // room for 1024 tokens
     device = cuda::Device::Open(options).value();
     stream = device->NewStream().value();
     ctx.stream = stream.get();
@@ -231,8 +243,13 @@ TEST_P(StageTest, TokensOneByOneThroughTheKvCacheEqualTheWholeSequence) {
       pass.past_tokens = t;
       std::vector<float> residual(pass.num_tokens() * d);
       QST_ASSERT_OK(Forward(ctx_, stage->get(), pass, &residual, nullptr));
-      EXPECT_EQ(0, std::memcmp(residual.data(), whole.at(3).data() + t * d, residual.size() * sizeof(float)))
-          << "from token " << t << ", " << DTypeName(dtype);
+      for (std::size_t i = 0; i < residual.size(); ++i) {
+        const float expected = whole.at(3)[t * d + i];
+        // A GPU multiplies few tokens in another way; on CPU it is the same to the last bit.
+        const double allowed =
+            ctx_.device == DeviceType::kCuda ? Tolerance(DType::kBF16) * (1.0 + std::abs(expected)) : 0.0;
+        ASSERT_NEAR(residual[i], expected, allowed) << "from token " << t << ", " << DTypeName(dtype);
+      }
       t += static_cast<int>(pass.num_tokens());
     }
   }
@@ -287,7 +304,8 @@ TEST_P(StageTest, EstimateCountsWhatAStageTakes) {
   EXPECT_EQ(last->cache_bytes, 0);
   EXPECT_EQ(all->activation_bytes, 7 * (element_bytes * (3 * 32 + 2 * 16 + 2 * 48) + 4 * 32 + 8));
   EXPECT_EQ(last->activation_bytes, all->activation_bytes);
-  EXPECT_EQ(all->total_bytes(), all->weight_bytes + all->cache_bytes + all->activation_bytes);
+  EXPECT_EQ(all->op_bytes > 0, ctx_.device == DeviceType::kCuda);
+  EXPECT_EQ(all->total_bytes(), all->weight_bytes + all->cache_bytes + all->activation_bytes + all->op_bytes);
 }
 
 TEST(CpuStageTest, ThreadCountChangesNoBit) {
