@@ -19,6 +19,9 @@
 
 namespace qst {
 
+// Of a GPU's memory, what the ops of one context keep for themselves: panels of unpacked weights, workspace.
+inline constexpr std::int64_t kContextBytes = 256 << 20;
+
 struct ComputeDeviceOptions {
   // Number of the GPU; none: CPU.
   std::optional<int> gpu;

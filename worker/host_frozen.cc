@@ -1,6 +1,10 @@
 #include "worker/host_frozen.h"
 
+#include <utility>
+#include <vector>
+
 #include "absl/memory/memory.h"
+#include "kernels/device_memory.h"
 #include "proto/support/status_macros.h"
 
 namespace qst {
@@ -19,17 +23,21 @@ BackboneDims DimsOf(const ModelConfig& config) {
   return dims;
 }
 
-absl::StatusOr<std::unique_ptr<FrozenWeights>> FrozenWeights::Load(const StoredModel& model, bool needs_lm_head) {
-  auto weights = absl::WrapUnique(new FrozenWeights);
-  QST_ASSIGN_OR_RETURN(weights->norm_, model.Floats("model.norm.weight"));
-  weights->head_.final_norm =
-      Matrix(const_cast<const float*>(weights->norm_.data()), 1, static_cast<std::int64_t>(weights->norm_.size()));
+absl::StatusOr<std::unique_ptr<FrozenWeights>> FrozenWeights::Load(const OpContext& ctx, const StoredModel& model,
+                                                                   bool needs_lm_head) {
+  auto weights = absl::WrapUnique(new FrozenWeights(ctx));
+  QST_ASSIGN_OR_RETURN(std::vector<float> norm, model.Floats("model.norm.weight"));
+  weights->weights_.Add(std::move(norm), &weights->head_.final_norm);
   weights->head_.norm_eps = static_cast<float>(model.config().rms_norm_eps);
   if (needs_lm_head) {
     QST_ASSIGN_OR_RETURN(const ConstMatrixView head, model.Head());
     weights->head_.lm_head = WeightView::Dense(head);
+    weights->weights_.Add(&weights->head_.lm_head);
   }
+  QST_RETURN_IF_ERROR(weights->weights_.Upload(ctx));
   return weights;
 }
+
+FrozenWeights::~FrozenWeights() { Synchronize(ctx_).IgnoreError(); }
 
 }  // namespace qst

@@ -3,9 +3,10 @@
 #define QST_WORKER_HOST_FROZEN_H_
 
 #include <memory>
-#include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/device.h"
+#include "worker/backbone/device_weights.h"
 #include "worker/checkpoint/stored_model.h"
 #include "worker/side/head.h"
 #include "worker/side/side_config.h"
@@ -14,17 +15,25 @@ namespace qst {
 
 BackboneDims DimsOf(const ModelConfig& config);
 
-// Owns the norm's weight; the head's matrix lies in the model, which must outlive it. Not movable: views point inside.
+// The norm's weight and the head's matrix where ops of a context read them. On CPU the matrix lies in the model, which
+// must outlive it; on CUDA both are copies.
 class FrozenWeights {
  public:
-  // needs_lm_head: false leaves it out (classification).
-  static absl::StatusOr<std::unique_ptr<FrozenWeights>> Load(const StoredModel& model, bool needs_lm_head);
+  // needs_lm_head: false leaves it out (classification). What `ctx` points to must outlive the weights.
+  // kResourceExhausted: beyond the device's budget.
+  static absl::StatusOr<std::unique_ptr<FrozenWeights>> Load(const OpContext& ctx, const StoredModel& model,
+                                                             bool needs_lm_head);
+  // Waits for enqueued work.
+  ~FrozenWeights();
+  FrozenWeights(const FrozenWeights&) = delete;
+  FrozenWeights& operator=(const FrozenWeights&) = delete;
 
   const FrozenHead& head() const { return head_; }
 
  private:
-  FrozenWeights() = default;
-  std::vector<float> norm_;
+  explicit FrozenWeights(const OpContext& ctx) : ctx_(ctx) {}
+  const OpContext ctx_;
+  DeviceWeights weights_;
   FrozenHead head_;
 };
 

@@ -39,7 +39,7 @@ class GeneratePart : public Part {
         key_(absl::StrCat(id_.plan_id(), " generator")),
         link_(command.plan(), RankOf(command.plan(), command), context) {}
 
-  ~GeneratePart() override { context_.memory->Remove(key_); }
+  ~GeneratePart() override { ReleaseMemory(); }
 
   void Abort(const absl::Status& reason) override {
     is_released_ = true;
@@ -50,7 +50,7 @@ class GeneratePart : public Part {
   void Run() override {
     ReportPart(v1::PART_STATE_LOADING);
     const absl::Status status = Execute();
-    context_.memory->Remove(key_);
+    ReleaseMemory();
     if (is_released_) return;
     if (!status.ok()) {
       spdlog::error("generation {}: {}", id_.job_id(), status.ToString());
@@ -97,28 +97,26 @@ class GeneratePart : public Part {
     options.max_tokens = std::min<std::int64_t>(config.max_position_embeddings, plan_.max_sequence_tokens());
     QST_ASSIGN_OR_RETURN(const std::vector<std::int32_t> prompt, EncodePrompt(*tokenizer, &options.stop_ids));
 
-    QST_ASSIGN_OR_RETURN(const std::unique_ptr<FrozenWeights> frozen, FrozenWeights::Load(*model, true));
+    std::optional<SideNetworkConfig> side;
+    if (!work_.side_network_path().empty()) {
+      QST_ASSIGN_OR_RETURN(side, LoadSideConfig(work_.side_network_path()));
+    }
+    QST_RETURN_IF_ERROR(ReserveMemory(*model, side, options.max_tokens));
+    QST_ASSIGN_OR_RETURN(const std::unique_ptr<FrozenWeights> frozen,
+                         FrozenWeights::Load(context_.ops, *model, /*needs_lm_head=*/true));
     std::unique_ptr<SideNetwork> network;
     std::unique_ptr<NextState> next_state = std::make_unique<BackboneNextState>(frozen->head(), config.num_layers);
-    if (!work_.side_network_path().empty()) {
-      QST_ASSIGN_OR_RETURN(network, LoadSideNetwork(work_.side_network_path(), DimsOf(config), frozen->head()));
-      QST_ASSIGN_OR_RETURN(next_state, SideNextState::Create(network.get(), options.max_tokens));
+    if (side.has_value()) {
+      QST_ASSIGN_OR_RETURN(network,
+                           LoadSideNetwork(context_.ops, work_.side_network_path(), DimsOf(config), frozen->head()));
+      QST_ASSIGN_OR_RETURN(next_state, SideNextState::Create(context_.ops, network.get(), options.max_tokens));
     }
     context_.memory->Set(key_, model->HeadBytes() + ReadProcessMemory().resident_bytes);
 
     QST_ASSIGN_OR_RETURN(Transport * transport, link_.Connect());
     ReportPart(v1::PART_STATE_READY);
-    LiveStreamOptions stream_options;
-    for (const v1::PlacedStage& stage : plan_.stages()) {
-      stream_options.stages.push_back({stage.first_layer(), stage.num_layers()});
-    }
-    stream_options.hidden_size = config.hidden_size;
-    stream_options.wire_dtype = WireDtypeOf(plan_);
-    stream_options.ctx = context_.ops;
-    stream_options.max_passes_in_flight = plan_.max_passes_in_flight();
-    stream_options.max_pass_tokens = MaxPassTokens(plan_);
     QST_ASSIGN_OR_RETURN(const std::unique_ptr<LiveStream> stream,
-                         LiveStream::Create(*transport, std::move(stream_options)));
+                         LiveStream::Create(*transport, StreamOptions(config)));
 
     Generator generator(stream.get(), next_state.get(), frozen->head().lm_head, context_.ops);
     TextStream text(tokenizer.get(), prompt);
@@ -141,6 +139,45 @@ class GeneratePart : public Part {
     report.mutable_response()->set_finish_reason(reason);
     context_.reports->AddGenerate(report);
     return absl::OkStatus();
+  }
+
+  LiveStreamOptions StreamOptions(const ModelConfig& config) const {
+    LiveStreamOptions options;
+    for (const v1::PlacedStage& stage : plan_.stages()) {
+      options.stages.push_back({stage.first_layer(), stage.num_layers()});
+    }
+    options.hidden_size = config.hidden_size;
+    options.wire_dtype = WireDtypeOf(plan_);
+    options.ctx = context_.ops;
+    options.max_passes_in_flight = plan_.max_passes_in_flight();
+    options.max_pass_tokens = MaxPassTokens(plan_);
+    return options;
+  }
+
+  // Of a GPU: the head, the logits, the side network if there is one, and the states of one pass.
+  absl::Status ReserveMemory(const StoredModel& model, const std::optional<SideNetworkConfig>& side,
+                             std::int64_t max_tokens) {
+    if (!context_.device->is_cuda()) return absl::OkStatus();
+    const ModelConfig& config = model.config();
+    std::int64_t network = (config.hidden_size + config.vocab_size) * static_cast<std::int64_t>(sizeof(float));
+    std::int64_t first_layer = config.num_layers;
+    if (side.has_value()) {
+      const SideMemory memory = EstimateSideMemory(*side, context_.ops.device, /*num_tokens=*/0);
+      network += memory.parameter_bytes + memory.optimizer_bytes +
+                 SideNextState::EstimateBytes(*side, context_.ops.device, max_tokens);
+      first_layer = side->first_layer();
+    }
+    const std::int64_t states = LiveStream::StateBytes(StreamOptions(config), first_layer, config.num_layers);
+    return context_.device->Reserve(
+        key_, network + model.HeadBytes() + states + kContextBytes,
+        absl::StrCat("generator: side network, its keys and values, and activations ",
+                     FormatBytes(network + kContextBytes), ", LM head ", FormatBytes(model.HeadBytes()),
+                     ", hidden states on their way ", FormatBytes(states)));
+  }
+
+  void ReleaseMemory() {
+    context_.memory->Remove(key_);
+    context_.device->Unreserve(key_);
   }
 
   void ReportPart(v1::PartState state) {

@@ -42,7 +42,7 @@ class TrainPart : public Part {
         key_(absl::StrCat(id_.plan_id(), " side network")),
         link_(command.plan(), RankOf(command.plan(), command), context) {}
 
-  ~TrainPart() override { context_.memory->Remove(key_); }
+  ~TrainPart() override { ReleaseMemory(); }
 
   void Abort(const absl::Status& reason) override {
     is_released_ = true;
@@ -57,7 +57,7 @@ class TrainPart : public Part {
   void Run() override {
     ReportPart(v1::PART_STATE_LOADING);
     const absl::Status status = Execute();
-    context_.memory->Remove(key_);
+    ReleaseMemory();
     if (is_released_) return;
     if (!status.ok()) {
       // Cancelled by the user, or broken by what cancelling does to the stages.
@@ -100,12 +100,15 @@ class TrainPart : public Part {
     QST_ASSIGN_OR_RETURN(SideNetworkConfig side,
                          ResolveSideConfig(spec.side(), task, data.labels, DimsOf(model->config())));
     side.base_model = spec.model();
-    QST_ASSIGN_OR_RETURN(const std::unique_ptr<FrozenWeights> frozen,
-                         FrozenWeights::Load(*model, task != v1::TASK_TYPE_CLASSIFICATION));
     QST_RETURN_IF_ERROR(data.train.Check(side, "training"));
     QST_RETURN_IF_ERROR(data.eval.Check(side, "evaluation"));
     TrimMalloc();
-    context_.memory->Set(key_, BudgetBytes(side, settings, *model));
+    // An example that is longer than a micro-batch is one all the same.
+    const std::int64_t max_tokens =
+        std::max({settings.micro_batch_tokens, data.train.max_length(), data.eval.max_length()});
+    QST_RETURN_IF_ERROR(ReserveMemory(side, settings, *model, max_tokens));
+    QST_ASSIGN_OR_RETURN(const std::unique_ptr<FrozenWeights> frozen,
+                         FrozenWeights::Load(context_.ops, *model, !side.is_classification()));
 
     QST_ASSIGN_OR_RETURN(Transport * transport, link_.Connect());
     ReportPart(v1::PART_STATE_READY);
@@ -149,10 +152,8 @@ class TrainPart : public Part {
     for (const std::string& note : transport->PeerNotes()) {
       if (!note.empty()) ReportMessage(note);
     }
-    ReportMessage(absl::StrFormat("side network on %s: waited %.2f s for hidden states; memory: peak %s of budget %s",
-                                  context_.worker_id, absl::ToDoubleSeconds(stream->waiting_time()),
-                                  FormatMegabytes(ReadProcessMemory().peak_bytes),
-                                  FormatMegabytes(context_.memory->total_bytes())));
+    ReportMessage(absl::StrFormat("side network on %s: waited %.2f s for hidden states; %s", context_.worker_id,
+                                  absl::ToDoubleSeconds(stream->waiting_time()), DescribeMemory(context_)));
     return absl::OkStatus();
   }
 
@@ -169,19 +170,40 @@ class TrainPart : public Part {
     return options;
   }
 
+  // Sets aside what training takes: the network, its optimizer and activations, the frozen head, the states in flight.
+  absl::Status ReserveMemory(const SideNetworkConfig& side, const TrainSettings& settings, const StoredModel& model,
+                             std::int64_t max_tokens) {
+    const DeviceType device = context_.ops.device;
+    std::int64_t network = EstimateSideMemory(side, device, max_tokens).total_bytes();
+    if (settings.linear_probe) network += EstimateSideMemory(ProbeOf(side), device, max_tokens).total_bytes();
+    const std::int64_t head = side.is_classification() ? 0 : model.HeadBytes();
+    const std::int64_t states =
+        LiveStream::StateBytes(StreamOptions(model), side.first_layer(), side.backbone.num_layers);
+    if (!context_.device->is_cuda()) {
+      SetHostBudget(network + head + states);
+      return absl::OkStatus();
+    }
+    // The host has the pages of the model's file while they are copied; states pass through it at worst.
+    SetHostBudget(head + states);
+    return context_.device->Reserve(
+        key_, network + head + states + kContextBytes,
+        absl::StrCat("side network: parameters and activations ", FormatBytes(network + kContextBytes), ", LM head ",
+                     FormatBytes(head), ", hidden states on their way ", FormatBytes(states)));
+  }
+
   // The dearer of two phases. Reading and tokenising the data is over, so what it took is known; for training it is
-  // what is in use now, and the network, its optimizer and activations, the states in flight and the LM head besides.
-  std::int64_t BudgetBytes(const SideNetworkConfig& side, const TrainSettings& settings,
-                           const StoredModel& model) const {
+  // what is in use now and `num_bytes` besides.
+  void SetHostBudget(std::int64_t num_bytes) {
     const ProcessMemory process = ReadProcessMemory();
     // Counted by the budget already: what the idle process used, and other parts.
     const std::int64_t before = context_.memory->total_bytes();
-    const std::int64_t training =
-        std::max<std::int64_t>(0, process.resident_bytes - before) +
-        EstimateSideMemory(side, settings.micro_batch_tokens).total_bytes() +
-        LiveStream::StateBytes(StreamOptions(model), side.first_layer(), side.backbone.num_layers) +
-        (side.is_classification() ? 0 : model.HeadBytes());
-    return std::max(process.peak_bytes - before, training);
+    const std::int64_t training = std::max<std::int64_t>(0, process.resident_bytes - before) + num_bytes;
+    context_.memory->Set(key_, std::max(process.peak_bytes - before, training));
+  }
+
+  void ReleaseMemory() {
+    context_.memory->Remove(key_);
+    context_.device->Unreserve(key_);
   }
 
   TrainerCallbacks Callbacks() {

@@ -10,6 +10,8 @@
 
 namespace qst {
 
+Generator::~Generator() { Synchronize(ctx_).IgnoreError(); }
+
 absl::StatusOr<std::string> Generator::Run(const std::vector<std::int32_t>& prompt, const GenerateOptions& options,
                                            const OnToken& on_token) {
   const std::int64_t prompt_tokens = static_cast<std::int64_t>(prompt.size());
@@ -21,8 +23,11 @@ absl::StatusOr<std::string> Generator::Run(const std::vector<std::int32_t>& prom
                                                    options.max_tokens, ", the answer included"));
   }
   const std::int64_t width = stream_->hidden_size();
-  std::vector<float> state(static_cast<std::size_t>(width));
   std::vector<float> logits(static_cast<std::size_t>(lm_head_.rows()));
+  const auto logit_bytes = static_cast<std::int64_t>(logits.size() * sizeof(float));
+  QST_ASSIGN_OR_RETURN(state_, DeviceMemory::Allocate(ctx_, width * static_cast<std::int64_t>(sizeof(float))));
+  QST_ASSIGN_OR_RETURN(logits_, DeviceMemory::Allocate(ctx_, logit_bytes));
+  const MatrixView state = Matrix(state_.as<float>(), 1, width);
   Sampler sampler(options.temperature, options.seed);
   std::vector<std::int32_t> input = prompt;
   std::int64_t past = 0;
@@ -38,12 +43,11 @@ absl::StatusOr<std::string> Generator::Run(const std::vector<std::int32_t>& prom
     pass.past_tokens = static_cast<std::int32_t>(past);
     QST_RETURN_IF_ERROR(stream_->Submit(std::move(pass), next_state_->first_layer()));
     const auto source = [&](std::int64_t layer) { return stream_->Wait(static_cast<std::uint64_t>(num_new), layer); };
-    QST_RETURN_IF_ERROR(
-        next_state_->Compute(ctx_, static_cast<std::int64_t>(input.size()), source, Matrix(state.data(), 1, width)));
+    QST_RETURN_IF_ERROR(next_state_->Compute(ctx_, static_cast<std::int64_t>(input.size()), source, state));
     stream_->Release(static_cast<std::uint64_t>(num_new));
-    const ConstMatrixView no_bias;
-    QST_RETURN_IF_ERROR(Linear(ctx_, Matrix(const_cast<const float*>(state.data()), 1, width), lm_head_, no_bias,
-                               Matrix(logits.data(), 1, lm_head_.rows()), /*accumulate=*/false));
+    QST_RETURN_IF_ERROR(Linear(ctx_, state, lm_head_, /*bias=*/{}, Matrix(logits_.as<float>(), 1, lm_head_.rows()),
+                               /*accumulate=*/false));
+    QST_RETURN_IF_ERROR(Download(ctx_, logits_.data(), logit_bytes, logits.data()));
     const std::int32_t token = sampler.Next(logits.data(), lm_head_.rows());
     if (std::find(options.stop_ids.begin(), options.stop_ids.end(), token) != options.stop_ids.end()) {
       return std::string("stop");

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/device.h"
+#include "kernels/device_memory.h"
 #include "worker/infer/next_state.h"
 #include "worker/stream/hidden_state_stream.h"
 
@@ -27,15 +28,19 @@ struct GenerateOptions {
 // Passes go through the stages' KV caches: the prompt in one pass, then one token at a time.
 class Generator {
  public:
-  // All must outlive the generator. lm_head [V, d].
+  // All must outlive the generator. lm_head [V, d]; it and the stream's states lie in the memory of ctx's device.
   Generator(HiddenStateStream* stream, NextState* next_state, const WeightView& lm_head, const OpContext& ctx)
       : stream_(stream), next_state_(next_state), lm_head_(lm_head), ctx_(ctx) {}
+  // Waits for enqueued work.
+  ~Generator();
+  Generator(const Generator&) = delete;
+  Generator& operator=(const Generator&) = delete;
 
   // Called with each token, but not with the one that stops; an error ends the generation.
   using OnToken = std::function<absl::Status(std::int32_t token)>;
 
   // "stop" (a stop token came) or "length". May be called once. kInvalidArgument: empty prompt, or one that leaves no
-  // room. kCancelled after the stream was aborted so.
+  // room. kCancelled after the stream was aborted so. kResourceExhausted: no memory for the logits.
   absl::StatusOr<std::string> Run(const std::vector<std::int32_t>& prompt, const GenerateOptions& options,
                                   const OnToken& on_token);
 
@@ -44,6 +49,8 @@ class Generator {
   NextState* const next_state_;
   const WeightView lm_head_;
   const OpContext ctx_;
+  DeviceMemory state_;   // [1, d]
+  DeviceMemory logits_;  // [1, V]
 };
 
 }  // namespace qst

@@ -1,6 +1,5 @@
 #include <cmath>
 #include <map>
-#include <numeric>
 #include <string>
 #include <vector>
 
@@ -12,6 +11,8 @@
 #include "worker/infer/sampler.h"
 #include "worker/infer/side_next_state.h"
 #include "worker/infer/text_stream.h"
+#include "worker/side/testing/golden.h"
+#include "worker/testing/test_device.h"
 #include "worker/text/tokenizer.h"
 
 namespace qst {
@@ -61,7 +62,7 @@ class FakeStream : public HiddenStateStream {
     first_layers.push_back(first_layer);
     passes.push_back(pass.tokens);
     for (std::int64_t layer = first_layer; layer <= 2; ++layer) {
-      std::vector<float>& state = states_[layer];
+      TestVector<float>& state = states_[layer];
       state.clear();
       for (std::int32_t token : pass.tokens) {
         for (std::int64_t c = 0; c < kWidth; ++c) state.push_back(std::sin(1.0f + token + 0.7f * c + layer));
@@ -81,14 +82,12 @@ class FakeStream : public HiddenStateStream {
   std::vector<std::vector<std::int32_t>> passes;
 
  private:
-  std::map<std::int64_t, std::vector<float>> states_;
+  std::map<std::int64_t, TestVector<float>> states_;
 };
 
-class GeneratorTest : public testing::Test {
+class GeneratorTest : public DeviceTest {
  protected:
-  GeneratorTest() : threads_(1), norm_(FakeStream::kWidth, 1.0f) {
-    ctx_.threads = &threads_;
-    ctx_.isa = CpuIsa::kPortable;
+  GeneratorTest() : norm_(FakeStream::kWidth, 1.0f) {
     frozen_.final_norm = Matrix(const_cast<const float*>(norm_.data()), 1, FakeStream::kWidth);
     // [V = 6, d]: any numbers that give different tokens.
     for (int i = 0; i < 6 * FakeStream::kWidth; ++i) head_.push_back(std::cos(1.3f * i));
@@ -106,17 +105,15 @@ class GeneratorTest : public testing::Test {
     });
   }
 
-  ThreadPool threads_;
-  OpContext ctx_;
-  std::vector<float> norm_;
-  std::vector<float> head_;
+  TestVector<float> norm_;
+  TestVector<float> head_;
   FrozenHead frozen_;
   GenerateOptions options_;
   FakeStream stream_;
   std::vector<std::int32_t> tokens_;
 };
 
-TEST_F(GeneratorTest, PromptGoesInOnePassThenTokenByTokenAskingForTheLastLayerOnly) {
+TEST_P(GeneratorTest, PromptGoesInOnePassThenTokenByTokenAskingForTheLastLayerOnly) {
   BackboneNextState next(frozen_, 2);
   const auto reason = Run(&next, {3, 1, 4});
   QST_ASSERT_OK(reason);
@@ -128,7 +125,7 @@ TEST_F(GeneratorTest, PromptGoesInOnePassThenTokenByTokenAskingForTheLastLayerOn
   EXPECT_EQ(stream_.first_layers, std::vector<std::int64_t>(5, 2));
 }
 
-TEST_F(GeneratorTest, StopTokenEndsAndIsNotGivenOut) {
+TEST_P(GeneratorTest, StopTokenEndsAndIsNotGivenOut) {
   BackboneNextState next(frozen_, 2);
   QST_ASSERT_OK(Run(&next, {3, 1, 4}));
   const std::vector<std::int32_t> all = tokens_;
@@ -140,7 +137,7 @@ TEST_F(GeneratorTest, StopTokenEndsAndIsNotGivenOut) {
   EXPECT_EQ(tokens_, std::vector<std::int32_t>(all.begin(), all.begin() + static_cast<std::ptrdiff_t>(first)));
 }
 
-TEST_F(GeneratorTest, SequenceNeverOutgrowsTheModel) {
+TEST_P(GeneratorTest, SequenceNeverOutgrowsTheModel) {
   BackboneNextState next(frozen_, 2);
   options_.max_tokens = 5;
   const auto reason = Run(&next, {3, 1, 4});
@@ -152,101 +149,129 @@ TEST_F(GeneratorTest, SequenceNeverOutgrowsTheModel) {
   EXPECT_THAT(Run(&next, {}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("empty")));
 }
 
-// With caches, token by token, the side network gives what it gives for the whole sequence at once.
-TEST(SideNextStateTest, PassByPassEqualsAllAtOnce) {
-  constexpr std::int64_t kWidth = 32;
-  constexpr std::int64_t kLayers = 3;
-  constexpr std::int64_t kVocab = 11;
-  BackboneDims dims;
-  dims.num_layers = kLayers;
-  dims.hidden_size = kWidth;
-  dims.intermediate_size = 48;
-  dims.num_heads = 4;
-  dims.num_kv_heads = 2;
-  dims.vocab_size = kVocab;
-  for (const v1::SidePreset preset : {v1::SIDE_PRESET_TUNED, v1::SIDE_PRESET_REFERENCE}) {
-    v1::SideConfig side;
-    side.set_preset(preset);
-    side.set_reduction(2);
-    side.set_mix_init(0.3);
-    const auto config = ResolveSideConfig(side, v1::TASK_TYPE_CAUSAL_LM, {}, dims);
-    QST_ASSERT_OK(config);
-    std::vector<float> norm(kWidth, 0.9f);
-    std::vector<float> head;
-    for (int i = 0; i < kVocab * kWidth; ++i) head.push_back(std::cos(0.37f * i));
-    FrozenHead frozen;
-    frozen.final_norm = Matrix(const_cast<const float*>(norm.data()), 1, kWidth);
-    frozen.lm_head = WeightView::Dense(Matrix(const_cast<const float*>(head.data()), kVocab, kWidth));
-    auto network = SideNetwork::Create(*config, frozen, 5);
+QST_INSTANTIATE_DEVICE_TEST(GeneratorTest);
+
+struct GoldenParam {
+  std::string name;
+  DeviceType device;
+};
+
+// The side network of a golden case, and the head applied to what is computed for the first sequence, of 5 tokens.
+class SideNextStateTest : public testing::TestWithParam<GoldenParam> {
+ protected:
+  static constexpr std::int64_t kTokens = 5;
+  SideNextStateTest() : threads_(2), golden_(GetParam().name) {}
+  void SetUp() override {
+    QST_SKIP_WITHOUT_DEVICE(GetParam().device);
+    ctx_ = TestDeviceContext(GetParam().device, &threads_);
+    auto network = SideNetwork::Create(ctx_, golden_.config(), golden_.frozen(), 1);
     QST_ASSERT_OK(network);
-    ThreadPool threads(1);
-    OpContext ctx;
-    ctx.threads = &threads;
-    ctx.isa = CpuIsa::kPortable;
-
-    constexpr std::int64_t kTokens = 9;
-    std::vector<std::vector<float>> states(kLayers + 1);
-    for (std::int64_t layer = 0; layer <= kLayers; ++layer) {
-      for (std::int64_t i = 0; i < kTokens * kWidth; ++i) states[layer].push_back(std::sin(0.1f * i + layer));
-    }
-    SideBatch batch;
-    batch.offsets = {0, kTokens};
-    batch.rows.resize(kTokens);
-    std::iota(batch.rows.begin(), batch.rows.end(), 0);
-    batch.targets.assign(kTokens, 3);
-    Predictions expected;
-    QST_ASSERT_OK((*network)->Evaluate(
-        ctx, batch,
-        [&](std::int64_t layer) -> absl::StatusOr<ConstMatrixView> {
-          return Matrix(const_cast<const float*>(states[layer].data()), kTokens, kWidth);
-        },
-        &expected));
-
-    auto next = SideNextState::Create(network->get(), kTokens);
-    QST_ASSERT_OK(next);
-    EXPECT_EQ((*next)->first_layer(), 0);
-    std::vector<float> out(kWidth);
-    std::int64_t past = 0;
-    for (const std::int64_t count : {4, 1, 1, 3}) {
-      QST_ASSERT_OK((*next)->Compute(
-          ctx, count,
-          [&](std::int64_t layer) -> absl::StatusOr<ConstMatrixView> {
-            return Matrix(const_cast<const float*>(states[layer].data()) + past * kWidth, count, kWidth);
-          },
-          Matrix(out.data(), 1, kWidth)));
-      past += count;
-      // -log softmax at the target, from the mixed state.
-      double logits[kVocab];
-      double total = 0.0;
-      for (std::int64_t v = 0; v < kVocab; ++v) {
-        logits[v] = 0.0;
-        for (std::int64_t c = 0; c < kWidth; ++c) logits[v] += static_cast<double>(head[v * kWidth + c]) * out[c];
-        total += std::exp(logits[v]);
-      }
-      EXPECT_NEAR(std::log(total) - logits[3], expected.losses[past - 1], 1e-4) << "after " << past << " tokens";
-    }
-    EXPECT_THAT((*next)->Compute(ctx, 1, nullptr, Matrix(out.data(), 1, kWidth)),
-                StatusIs(absl::StatusCode::kInvalidArgument));
+    network_ = *std::move(network);
+    golden_.LoadParameters(&network_->parameters());
+    out_.resize(static_cast<std::size_t>(golden_.config().backbone.hidden_size));
   }
+  HiddenStateSource Tokens(std::int64_t begin, std::int64_t end) const {
+    const HiddenStateSource all = golden_.HiddenStates(DType::kBF16);
+    return [=](std::int64_t layer) -> absl::StatusOr<ConstMatrixView> { return Rows(*all(layer), begin, end); };
+  }
+  std::unique_ptr<SideNextState> MakeNextState(std::int64_t max_tokens) const {
+    auto next_state = SideNextState::Create(ctx_, network_.get(), max_tokens);
+    QST_EXPECT_OK(next_state);
+    return *std::move(next_state);
+  }
+  // The state after the tokens [begin, end).
+  std::vector<float> Compute(NextState* next_state, std::int64_t begin, std::int64_t end) {
+    QST_EXPECT_OK(next_state->Compute(ctx_, end - begin, Tokens(begin, end), Out()));
+    const TestVector<float>& out = Synced(out_);
+    return std::vector<float>(out.begin(), out.end());
+  }
+  MatrixView Out() { return Matrix(out_.data(), 1, static_cast<std::int64_t>(out_.size())); }
+  // -log softmax at the target.
+  double LossOf(const std::vector<float>& state, std::int32_t target) const {
+    const ConstMatrixView& head = golden_.frozen().lm_head.dense;
+    std::vector<double> logits(static_cast<std::size_t>(head.rows));
+    double sum = 0.0;
+    for (std::int64_t v = 0; v < head.rows; ++v) {
+      for (std::int64_t c = 0; c < head.cols; ++c) logits[v] += static_cast<double>(head.row<float>(v)[c]) * state[c];
+      sum += std::exp(logits[v]);
+    }
+    return std::log(sum) - logits[target];
+  }
+
+  ThreadPool threads_;
+  OpContext ctx_;
+  GoldenCase golden_;
+  std::unique_ptr<SideNetwork> network_;
+  TestVector<float> out_;
+};
+
+// With caches, however the sequence is cut, the side network gives what it gives for the whole sequence at once.
+TEST_P(SideNextStateTest, PassByPassEqualsAllAtOnce) {
+  SideBatch batch;
+  batch.offsets = {0, kTokens};
+  batch.rows = {0, 1, 2, 3, 4};
+  batch.targets = {3, 1, 4, 1, 5};
+  QST_ASSERT_OK(network_->Evaluate(batch, Tokens(0, kTokens)));
+  const auto expected = network_->FetchPredictions();
+  QST_ASSERT_OK(expected);
+
+  const std::unique_ptr<SideNextState> one_by_one = MakeNextState(kTokens);
+  EXPECT_EQ(one_by_one->first_layer(), 0);
+  std::vector<std::vector<float>> states;
+  for (std::int64_t t = 0; t < kTokens; ++t) {
+    states.push_back(Compute(one_by_one.get(), t, t + 1));
+    EXPECT_NEAR(LossOf(states.back(), batch.targets[t]), expected->losses[t], 1e-5) << "after " << t + 1 << " tokens";
+  }
+  const std::unique_ptr<SideNextState> in_two = MakeNextState(kTokens);
+  EXPECT_EQ(Compute(in_two.get(), 0, 3), states[2]);
+  EXPECT_EQ(Compute(in_two.get(), 3, kTokens), states[4]);
 }
 
-TEST(SideNextStateTest, ClassifierCannotContinueText) {
-  BackboneDims dims;
-  dims.num_layers = 1;
-  dims.hidden_size = 32;
-  dims.intermediate_size = 48;
-  dims.num_heads = 4;
-  dims.num_kv_heads = 2;
-  dims.vocab_size = 11;
-  const auto config = ResolveSideConfig(v1::SideConfig(), v1::TASK_TYPE_CLASSIFICATION, {"a", "b"}, dims);
-  QST_ASSERT_OK(config);
-  std::vector<float> norm(32, 1.0f);
-  FrozenHead frozen;
-  frozen.final_norm = Matrix(const_cast<const float*>(norm.data()), 1, 32);
-  auto network = SideNetwork::Create(*config, frozen, 1);
-  QST_ASSERT_OK(network);
-  EXPECT_THAT(SideNextState::Create(network->get(), 8), StatusIs(absl::StatusCode::kFailedPrecondition));
+TEST_P(SideNextStateTest, RefusesMoreTokensThanThereIsRoomFor) {
+  const std::unique_ptr<SideNextState> next_state = MakeNextState(2);
+  EXPECT_THAT(next_state->Compute(ctx_, 3, Tokens(0, 3), Out()), StatusIs(absl::StatusCode::kInvalidArgument));
+  QST_EXPECT_OK(next_state->Compute(ctx_, 2, Tokens(0, 2), Out()));
+  EXPECT_THAT(next_state->Compute(ctx_, 1, Tokens(2, 3), Out()), StatusIs(absl::StatusCode::kInvalidArgument));
 }
+
+std::vector<GoldenParam> GoldenParams() {
+  std::vector<GoldenParam> out;
+  for (const char* name : {"paper_causal_lm", "linear_causal_lm", "avgpool_causal_lm"}) {
+    for (const DeviceType device : {DeviceType::kCpu, DeviceType::kCuda}) out.push_back({name, device});
+  }
+  return out;
+}
+INSTANTIATE_TEST_SUITE_P(Cases, SideNextStateTest, testing::ValuesIn(GoldenParams()), [](const auto& info) {
+  return info.param.name + "_" + TestDeviceName(info.param.device);
+});
+
+class NextStateTest : public DeviceTest {};
+
+TEST_P(NextStateTest, AFreshSideNetworkIsTheUntouchedModelToTheLastBit) {
+  const GoldenCase golden("untouched_causal_lm");
+  auto network = SideNetwork::Create(ctx_, golden.config(), golden.frozen(), 1);
+  QST_ASSERT_OK(network);
+  const auto fresh = SideNextState::Create(ctx_, network->get(), 10);
+  QST_ASSERT_OK(fresh);
+  const std::int64_t width = golden.config().backbone.hidden_size;
+  BackboneNextState untouched(golden.frozen(), golden.config().backbone.num_layers);
+  EXPECT_EQ(untouched.first_layer(), 2);
+  TestVector<float> expected(static_cast<std::size_t>(width));
+  TestVector<float> actual(static_cast<std::size_t>(width));
+  const HiddenStateSource states = golden.HiddenStates(DType::kBF16);
+  QST_ASSERT_OK(untouched.Compute(ctx_, 10, states, Matrix(expected.data(), 1, width)));
+  QST_ASSERT_OK((*fresh)->Compute(ctx_, 10, states, Matrix(actual.data(), 1, width)));
+  EXPECT_EQ(Synced(expected), Synced(actual));
+}
+
+TEST_P(NextStateTest, ClassifierCannotContinueText) {
+  const GoldenCase golden("reference_classification");
+  auto network = SideNetwork::Create(ctx_, golden.config(), golden.frozen(), 1);
+  QST_ASSERT_OK(network);
+  EXPECT_THAT(SideNextState::Create(ctx_, network->get(), 8), StatusIs(absl::StatusCode::kFailedPrecondition));
+}
+
+QST_INSTANTIATE_DEVICE_TEST(NextStateTest);
 
 TEST(TextStreamTest, PiecesAreWholeCharactersAndJoinToTheText) {
   const auto folder = SharedDataPath("models/stories260K-hf");

@@ -21,6 +21,7 @@ class NextState {
   // The first layer whose states Compute asks for.
   virtual std::int64_t first_layer() const = 0;
   // num_tokens more tokens of the sequence, whose states `source` gives layer by layer; out [1, d] is for the last one.
+  // Enqueued; all matrices lie in the memory of ctx's device.
   virtual absl::Status Compute(const OpContext& ctx, std::int64_t num_tokens, const HiddenStateSource& source,
                                const MatrixView& out) = 0;
 };

@@ -3,16 +3,20 @@
 #ifndef QST_WORKER_SIDE_ARENA_H_
 #define QST_WORKER_SIDE_ARENA_H_
 
+#include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/device.h"
+#include "kernels/device_memory.h"
 #include "kernels/tensor.h"
 
 namespace qst {
 
-// Not thread-safe. Memory is uninitialised.
+// Memory of the context's device, uninitialised. Not thread-safe. Ops that work with it are enqueued in the same
+// context: what was given back may be handed out again while they wait for their turn.
 class Arena {
  public:
   // A place to go back to with Rewind.
@@ -21,34 +25,38 @@ class Arena {
     std::int64_t used = 0;
   };
 
-  Arena() = default;
+  // What `ctx` points to must outlive the arena.
+  explicit Arena(const OpContext& ctx) : ctx_(ctx) {}
+  // Waits for enqueued work: the memory may go to another stream.
+  ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
-  // num floats, 64-byte aligned; valid until Reset or a Rewind to an earlier mark.
-  float* Floats(std::int64_t num);
-  MatrixView Float(std::int64_t rows, std::int64_t cols) { return Matrix(Floats(rows * cols), rows, cols); }
+  // num >= 0 elements, 64-byte aligned; valid until Reset or a Rewind to an earlier mark. kResourceExhausted: out of
+  // memory, or beyond the device's budget.
+  absl::StatusOr<float*> Floats(std::int64_t num);
+  absl::StatusOr<std::int32_t*> Ints(std::int64_t num);
+  absl::StatusOr<MatrixView> Float(std::int64_t rows, std::int64_t cols);
 
   Mark GetMark() const { return {current_, blocks_.empty() ? 0 : blocks_[current_].used}; }
   // Gives back what was handed out since the mark.
   void Rewind(const Mark& mark);
-  // Gives back everything. If it lay in several blocks, the next round gets one that is large enough for all.
-  void Reset();
+  // Gives back everything. The next round gets one block of at least num_floats; if this one's lay in several, of as
+  // much as all of them. Making a new block waits for enqueued work. kResourceExhausted as above; nothing is held then.
+  absl::Status Reset(std::int64_t num_floats = 0);
 
   std::int64_t capacity_bytes() const;
 
  private:
-  struct Free {
-    void operator()(float* p) const { std::free(p); }
-  };
   struct Block {
-    std::unique_ptr<float, Free> data;
+    DeviceMemory memory;
     std::int64_t size = 0;  // floats
     std::int64_t used = 0;  // floats
   };
 
-  void AddBlock(std::int64_t size);
+  absl::Status AddBlock(std::int64_t size);
 
+  const OpContext ctx_;
   std::vector<Block> blocks_;
   std::size_t current_ = 0;
 };

@@ -22,17 +22,18 @@ absl::Status Project(const OpContext& ctx, const SideNetworkConfig& config, cons
   const std::int64_t num_tokens = acts->input.rows;
   switch (config.downsample) {
     case v1::DOWNSAMPLE_ADAPTER: {
-      acts->inner = arena->Float(num_tokens, config.rank);
+      QST_ASSIGN_OR_RETURN(acts->inner, arena->Float(num_tokens, config.rank));
       QST_RETURN_IF_ERROR(Linear(ctx, acts->input, WeightView::Dense(values.a), {}, acts->inner, false));
       const ArenaScope scope(arena);
-      const MatrixView activated = arena->Float(num_tokens, config.rank);
+      QST_ASSIGN_OR_RETURN(const MatrixView activated, arena->Float(num_tokens, config.rank));
       QST_RETURN_IF_ERROR(Activate(ctx, Activation::kSilu, acts->inner, activated));
       return Linear(ctx, activated, WeightView::Dense(values.b), {}, out, false);
     }
-    case v1::DOWNSAMPLE_LORA:
-      acts->inner = arena->Float(num_tokens, config.rank);
+    case v1::DOWNSAMPLE_LORA: {
+      QST_ASSIGN_OR_RETURN(acts->inner, arena->Float(num_tokens, config.rank));
       QST_RETURN_IF_ERROR(Linear(ctx, acts->input, WeightView::Dense(values.a), {}, acts->inner, false));
       return Linear(ctx, acts->inner, WeightView::Dense(values.b), {}, out, false);
+    }
     case v1::DOWNSAMPLE_LINEAR:
       return Linear(ctx, acts->input, WeightView::Dense(values.a), {}, out, false);
     case v1::DOWNSAMPLE_MAXPOOL:
@@ -74,11 +75,11 @@ absl::Status DownsampleForward(const OpContext& ctx, const SideNetworkConfig& co
                                const ConstMatrixView& input, Arena* arena, DownsampleActivations* acts) {
   const std::int64_t num_tokens = input.rows;
   acts->input = input;
-  acts->out = arena->Float(num_tokens, config.hidden_size);
+  QST_ASSIGN_OR_RETURN(acts->out, arena->Float(num_tokens, config.hidden_size));
   if (!config.downsample_norm) return Project(ctx, config, values, acts->out, arena, acts);
-  acts->before_norm = arena->Float(num_tokens, config.hidden_size);
-  acts->mean = arena->Floats(num_tokens);
-  acts->inv_std = arena->Floats(num_tokens);
+  QST_ASSIGN_OR_RETURN(acts->before_norm, arena->Float(num_tokens, config.hidden_size));
+  QST_ASSIGN_OR_RETURN(acts->mean, arena->Floats(num_tokens));
+  QST_ASSIGN_OR_RETURN(acts->inv_std, arena->Floats(num_tokens));
   QST_RETURN_IF_ERROR(Project(ctx, config, values, acts->before_norm, arena, acts));
   return LayerNorm(ctx, acts->before_norm, values.norm_weight, values.norm_bias, kNormEps, acts->out, acts->mean,
                    acts->inv_std);
@@ -91,7 +92,7 @@ absl::Status DownsampleBackward(const OpContext& ctx, const SideNetworkConfig& c
   const std::int64_t num_tokens = grad_out.rows;
   ConstMatrixView grad = grad_out;  // of the projection's output
   if (config.downsample_norm) {
-    const MatrixView grad_projected = arena->Float(num_tokens, config.hidden_size);
+    QST_ASSIGN_OR_RETURN(const MatrixView grad_projected, arena->Float(num_tokens, config.hidden_size));
     QST_RETURN_IF_ERROR(LayerNormBackward(ctx, grad_out, acts.before_norm, values.norm_weight, acts.mean, acts.inv_std,
                                           grad_projected, gradients.norm_weight, gradients.norm_bias,
                                           /*accumulate=*/false));
@@ -103,12 +104,12 @@ absl::Status DownsampleBackward(const OpContext& ctx, const SideNetworkConfig& c
   if (!HasInner(config)) return absl::OkStatus();
   ConstMatrixView inner_out = acts.inner;
   if (config.downsample == v1::DOWNSAMPLE_ADAPTER) {
-    const MatrixView activated = arena->Float(num_tokens, config.rank);
+    QST_ASSIGN_OR_RETURN(const MatrixView activated, arena->Float(num_tokens, config.rank));
     QST_RETURN_IF_ERROR(Activate(ctx, Activation::kSilu, acts.inner, activated));
     inner_out = activated;
   }
   QST_RETURN_IF_ERROR(LinearBackwardWeight(ctx, grad, inner_out, gradients.b, {}, /*accumulate=*/true));
-  const MatrixView grad_inner = arena->Float(num_tokens, config.rank);
+  QST_ASSIGN_OR_RETURN(const MatrixView grad_inner, arena->Float(num_tokens, config.rank));
   QST_RETURN_IF_ERROR(LinearBackwardInput(ctx, grad, WeightView::Dense(values.b), grad_inner, /*accumulate=*/false));
   if (config.downsample == v1::DOWNSAMPLE_ADAPTER) {
     QST_RETURN_IF_ERROR(ActivateBackward(ctx, Activation::kSilu, grad_inner, acts.inner, grad_inner));
@@ -119,6 +120,10 @@ absl::Status DownsampleBackward(const OpContext& ctx, const SideNetworkConfig& c
 std::int64_t DownsampleFloatsPerToken(const SideNetworkConfig& config) {
   return config.hidden_size * (config.downsample_norm ? 2 : 1) + (config.downsample_norm ? 2 : 0) +
          (HasInner(config) ? config.rank : 0);
+}
+
+std::int64_t DownsampleBackwardFloatsPerToken(const SideNetworkConfig& config) {
+  return (config.downsample_norm ? config.hidden_size : 0) + (HasInner(config) ? 2 * config.rank : 0);
 }
 
 }  // namespace qst

@@ -54,6 +54,8 @@ struct DownsampleActivations {
 
 // Floats that forward takes from the arena for each token.
 std::int64_t DownsampleFloatsPerToken(const SideNetworkConfig& config);
+// The most that backward takes at once for each token.
+std::int64_t DownsampleBackwardFloatsPerToken(const SideNetworkConfig& config);
 
 }  // namespace qst
 

@@ -1,23 +1,23 @@
 #include "worker/side/head.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <cstring>
 
+#include "kernels/device_memory.h"
 #include "kernels/ops.h"
 #include "proto/support/status_macros.h"
 
 namespace qst {
 namespace {
 
-// Enough rows for the matrix product to be efficient, where the vocabulary allows it.
-constexpr std::int64_t kMaxChunkRows = 512;
+// What the logits of one chunk may take, and a limit beyond which a matrix product gains nothing from more rows.
+struct ChunkLimits {
+  std::int64_t logit_bytes;
+  std::int64_t max_rows;
+};
+constexpr ChunkLimits kCpuLimits = {std::int64_t{64} << 20, 512};
+constexpr ChunkLimits kCudaLimits = {std::int64_t{256} << 20, 4096};
 constexpr std::int64_t kMinChunkRows = 16;
-
-std::int64_t NumOutputs(const SideNetworkConfig& config) {
-  return config.is_classification() ? config.num_classes() : config.backbone.vocab_size;
-}
 
 // What MixChunk leaves for backward.
 struct ChunkActivations {
@@ -25,28 +25,27 @@ struct ChunkActivations {
   MatrixView side;      // [C, ds] h_g[N]
   MatrixView normed;    // [C, ds] norm_g(h_g[N])
   float* inv_rms = nullptr;
-  MatrixView up;        // [C, d]
-  MatrixView mixed;     // [C, d]
+  MatrixView up;     // [C, d]
+  MatrixView mixed;  // [C, d]
 };
 
 absl::Status MixChunk(const OpContext& ctx, const SideNetworkConfig& config, const FrozenHead& frozen,
-                      const HeadTensors& values, const ConstMatrixView& backbone_last,
-                      const ConstMatrixView& side_last, const std::int32_t* rows, std::int64_t num, Arena* arena,
-                      ChunkActivations* acts) {
+                      const HeadTensors& values, const ConstMatrixView& backbone_last, const ConstMatrixView& side_last,
+                      const std::int32_t* rows, std::int64_t num, Arena* arena, ChunkActivations* acts) {
   const std::int64_t d = config.backbone.hidden_size;
   const std::int64_t ds = config.hidden_size;
-  acts->backbone = arena->Float(num, d);
+  QST_ASSIGN_OR_RETURN(acts->backbone, arena->Float(num, d));
   QST_RETURN_IF_ERROR(GatherRows(ctx, backbone_last, rows, acts->backbone));
   QST_RETURN_IF_ERROR(RmsNorm(ctx, acts->backbone, frozen.final_norm, frozen.norm_eps, acts->backbone, nullptr));
   if (!config.has_side_network()) {
     acts->mixed = acts->backbone;
     return absl::OkStatus();
   }
-  acts->side = arena->Float(num, ds);
-  acts->normed = arena->Float(num, ds);
-  acts->inv_rms = arena->Floats(num);
-  acts->up = arena->Float(num, d);
-  acts->mixed = arena->Float(num, d);
+  QST_ASSIGN_OR_RETURN(acts->side, arena->Float(num, ds));
+  QST_ASSIGN_OR_RETURN(acts->normed, arena->Float(num, ds));
+  QST_ASSIGN_OR_RETURN(acts->inv_rms, arena->Floats(num));
+  QST_ASSIGN_OR_RETURN(acts->up, arena->Float(num, d));
+  QST_ASSIGN_OR_RETURN(acts->mixed, arena->Float(num, d));
   QST_RETURN_IF_ERROR(GatherRows(ctx, side_last, rows, acts->side));
   QST_RETURN_IF_ERROR(RmsNorm(ctx, acts->side, values.norm, config.backbone.norm_eps, acts->normed, acts->inv_rms));
   QST_RETURN_IF_ERROR(
@@ -66,32 +65,19 @@ absl::Status ChunkBackward(const OpContext& ctx, const SideNetworkConfig& config
     QST_RETURN_IF_ERROR(LinearBackwardWeight(ctx, grad_logits, acts.mixed, gradients.score, {}, /*accumulate=*/true));
   }
   if (!config.has_side_network()) return absl::OkStatus();
-  const MatrixView grad_up = arena->Float(num, d);
+  QST_ASSIGN_OR_RETURN(const MatrixView grad_up, arena->Float(num, d));
   QST_RETURN_IF_ERROR(LinearBackwardInput(ctx, grad_logits, head, grad_up, /*accumulate=*/false));
   QST_RETURN_IF_ERROR(GateMixBackward(ctx, grad_up, acts.up, acts.backbone, values.mix, config.sigmoid_mix,
                                       /*grad_a=*/grad_up, /*grad_b=*/{}, gradients.mix));
   QST_RETURN_IF_ERROR(LinearBackwardWeight(ctx, grad_up, acts.normed, gradients.upsample, gradients.upsample_bias,
                                            /*accumulate=*/true));
-  const MatrixView grad_normed = arena->Float(num, ds);
+  QST_ASSIGN_OR_RETURN(const MatrixView grad_normed, arena->Float(num, ds));
   QST_RETURN_IF_ERROR(
       LinearBackwardInput(ctx, grad_up, WeightView::Dense(values.upsample), grad_normed, /*accumulate=*/false));
-  const MatrixView grad_side = arena->Float(num, ds);
-  QST_RETURN_IF_ERROR(RmsNormBackward(ctx, grad_normed, acts.side, values.norm, acts.inv_rms, grad_side,
-                                      gradients.norm, /*accumulate=*/false));
+  QST_ASSIGN_OR_RETURN(const MatrixView grad_side, arena->Float(num, ds));
+  QST_RETURN_IF_ERROR(RmsNormBackward(ctx, grad_normed, acts.side, values.norm, acts.inv_rms, grad_side, gradients.norm,
+                                      /*accumulate=*/false));
   return ScatterAddRows(ctx, grad_side, rows, grad_side_last);
-}
-
-// Softmax of each row, in float64, classes in order.
-void AppendProbabilities(const MatrixView& logits, std::vector<float>* out) {
-  for (std::int64_t i = 0; i < logits.rows; ++i) {
-    const float* row = logits.row<float>(i);
-    const double top = *std::max_element(row, row + logits.cols);
-    double sum = 0.0;
-    for (std::int64_t j = 0; j < logits.cols; ++j) sum += std::exp(row[j] - top);
-    for (std::int64_t j = 0; j < logits.cols; ++j) {
-      out->push_back(static_cast<float>(std::exp(row[j] - top) / sum));
-    }
-  }
 }
 
 }  // namespace
@@ -113,17 +99,14 @@ HeadTensors FindHeadTensors(const SideNetworkConfig& config, TensorSet set, Para
 
 absl::Status RunHead(const OpContext& ctx, const SideNetworkConfig& config, const FrozenHead& frozen,
                      const HeadTensors& values, const HeadTensors& gradients, const HeadArgs& args, Arena* arena,
-                     Predictions* predictions) {
+                     const HeadOutputs& outputs) {
   const std::int64_t num_rows = args.targets.num;
   const WeightView head = config.is_classification() ? WeightView::Dense(values.score) : frozen.lm_head;
-  predictions->losses.resize(num_rows);
-  predictions->predicted.resize(num_rows);
-  predictions->probabilities.clear();
   if (args.want_grad && config.has_side_network()) {
-    std::memset(args.grad_side_last.data, 0,
-                args.grad_side_last.rows * args.grad_side_last.cols * sizeof(float));
+    const MatrixView& grad = args.grad_side_last;
+    QST_RETURN_IF_ERROR(FillZero(ctx, grad.data, grad.rows * grad.cols * DTypeBytes(grad.dtype)));
   }
-  const std::int64_t chunk_rows = HeadChunkRows(config);
+  const std::int64_t chunk_rows = HeadChunkRows(config, ctx.device);
   for (std::int64_t begin = 0; begin < num_rows; begin += chunk_rows) {
     const ArenaScope scope(arena);
     const std::int64_t num = std::min(chunk_rows, num_rows - begin);
@@ -131,15 +114,18 @@ absl::Status RunHead(const OpContext& ctx, const SideNetworkConfig& config, cons
     ChunkActivations acts;
     QST_RETURN_IF_ERROR(
         MixChunk(ctx, config, frozen, values, args.backbone_last, args.side_last, rows, num, arena, &acts));
-    const MatrixView logits = arena->Float(num, NumOutputs(config));
+    MatrixView logits;
+    if (outputs.logits.empty()) {
+      QST_ASSIGN_OR_RETURN(logits, arena->Float(num, NumOutputs(config)));
+    } else {
+      logits = Rows(outputs.logits, begin, begin + num);
+    }
     QST_RETURN_IF_ERROR(Linear(ctx, acts.mixed, head, {}, logits, false));
     QST_RETURN_IF_ERROR(CrossEntropy(ctx, logits, args.targets.targets + begin, args.grad_scale, args.want_grad,
-                                     predictions->losses.data() + begin, predictions->predicted.data() + begin));
+                                     outputs.losses + begin, outputs.predicted + begin));
     if (args.want_grad) {
       QST_RETURN_IF_ERROR(
           ChunkBackward(ctx, config, head, values, gradients, acts, logits, rows, arena, args.grad_side_last));
-    } else if (config.is_classification()) {
-      AppendProbabilities(logits, &predictions->probabilities);
     }
   }
   return absl::OkStatus();
@@ -155,12 +141,18 @@ absl::Status MixedState(const OpContext& ctx, const SideNetworkConfig& config, c
   return AddInto(ctx, acts.mixed, out, /*accumulate=*/false);
 }
 
-std::int64_t HeadChunkRows(const SideNetworkConfig& config) {
-  return std::clamp(kMaxLogitElems / NumOutputs(config), kMinChunkRows, kMaxChunkRows);
+std::int64_t NumOutputs(const SideNetworkConfig& config) {
+  return config.is_classification() ? config.num_classes() : config.backbone.vocab_size;
 }
 
-std::int64_t HeadFloats(const SideNetworkConfig& config, std::int64_t num_rows) {
-  const std::int64_t rows = std::min(num_rows, HeadChunkRows(config));
+std::int64_t HeadChunkRows(const SideNetworkConfig& config, DeviceType device) {
+  const ChunkLimits& limits = device == DeviceType::kCuda ? kCudaLimits : kCpuLimits;
+  const std::int64_t row_bytes = NumOutputs(config) * static_cast<std::int64_t>(sizeof(float));
+  return std::clamp(limits.logit_bytes / row_bytes, kMinChunkRows, limits.max_rows);
+}
+
+std::int64_t HeadFloats(const SideNetworkConfig& config, DeviceType device, std::int64_t num_rows) {
+  const std::int64_t rows = std::min(num_rows, HeadChunkRows(config, device));
   const std::int64_t d = config.backbone.hidden_size;
   const std::int64_t per_row = config.has_side_network() ? 4 * d + 4 * config.hidden_size + 1 : d;
   return rows * (per_row + NumOutputs(config));

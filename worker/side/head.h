@@ -2,12 +2,12 @@
 //   h      = alpha norm(h_f[N]) + (1 - alpha) up(norm_g(h_g[N]))
 //   logits = W h
 // W is the backbone's own LM head (frozen) or a trainable classifier. Only rows with a target are computed, in
-// chunks, so that logits never take more than kMaxLogitElems floats.
+// chunks (HeadChunkRows), so that the logits of a large vocabulary never lie in memory all at once. All memory is the
+// device's.
 #ifndef QST_WORKER_SIDE_HEAD_H_
 #define QST_WORKER_SIDE_HEAD_H_
 
 #include <cstdint>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "kernels/device.h"
@@ -19,13 +19,11 @@
 
 namespace qst {
 
-inline constexpr std::int64_t kMaxLogitElems = std::int64_t{1} << 24;  // 64 MiB
-
 // The backbone's last norm and LM head; borrowed, never changed.
 struct FrozenHead {
   ConstMatrixView final_norm;  // [1, d] f32
   float norm_eps = 1e-5f;
-  WeightView lm_head;          // [V, d], any dtype; empty for classification
+  WeightView lm_head;  // [V, d], any dtype; empty for classification
 };
 
 // Parameters of the head, or their gradients; views that a configuration has no use for are empty.
@@ -45,10 +43,11 @@ struct PredictionTargets {
   std::int64_t num = 0;
 };
 
-struct Predictions {
-  std::vector<float> losses;            // [num] -log p(target)
-  std::vector<std::int32_t> predicted;  // [num] most probable token or class
-  std::vector<float> probabilities;     // [num, C], classification without gradients only
+// Where the head writes, num targets each; enqueued like everything else.
+struct HeadOutputs {
+  float* losses = nullptr;            // -log p(target)
+  std::int32_t* predicted = nullptr;  // most probable token or class
+  MatrixView logits;                  // [num, C], classification without gradients only; else empty
 };
 
 struct HeadArgs {
@@ -64,7 +63,7 @@ struct HeadArgs {
 
 [[nodiscard]] absl::Status RunHead(const OpContext& ctx, const SideNetworkConfig& config, const FrozenHead& frozen,
                                    const HeadTensors& values, const HeadTensors& gradients, const HeadArgs& args,
-                                   Arena* arena, Predictions* predictions);
+                                   Arena* arena, const HeadOutputs& outputs);
 
 // The state that the head's matrix is applied to, for the given rows: out [num, d]. Generation and inspection.
 [[nodiscard]] absl::Status MixedState(const OpContext& ctx, const SideNetworkConfig& config, const FrozenHead& frozen,
@@ -72,9 +71,14 @@ struct HeadArgs {
                                       const ConstMatrixView& side_last, const std::int32_t* rows, std::int64_t num,
                                       Arena* arena, const MatrixView& out);
 
-// Rows of one chunk, and the floats that a chunk takes from the arena.
-std::int64_t HeadChunkRows(const SideNetworkConfig& config);
-std::int64_t HeadFloats(const SideNetworkConfig& config, std::int64_t num_rows);
+// V, or the number of classes.
+std::int64_t NumOutputs(const SideNetworkConfig& config);
+// Rows of one chunk: what 64 MiB of logits hold on CPU, at most 512; 256 MiB on CUDA, at most 4096, because few rows
+// leave most of a GPU idle; at least 16. Gradients of weights are sums over chunks, so it is part of what decides
+// their last bits.
+std::int64_t HeadChunkRows(const SideNetworkConfig& config, DeviceType device);
+// Floats that a chunk takes from the arena.
+std::int64_t HeadFloats(const SideNetworkConfig& config, DeviceType device, std::int64_t num_rows);
 
 }  // namespace qst
 

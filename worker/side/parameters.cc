@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <utility>
 
+#include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "proto/support/status_macros.h"
 #include "worker/side/random.h"
@@ -14,6 +16,8 @@ namespace qst {
 namespace {
 
 constexpr std::int64_t kAlignFloats = 16;
+
+std::int64_t Bytes(std::int64_t num_floats) { return num_floats * static_cast<std::int64_t>(sizeof(float)); }
 
 class LayoutBuilder {
  public:
@@ -121,75 +125,97 @@ std::vector<ParameterInfo> ParameterLayout(const SideNetworkConfig& config) {
   return builder.Finish();
 }
 
-Parameters::Parameters(std::vector<ParameterInfo> layout) : layout_(std::move(layout)) {
-  std::int64_t size = 0;
+absl::StatusOr<std::unique_ptr<Parameters>> Parameters::Create(const OpContext& ctx,
+                                                               std::vector<ParameterInfo> layout) {
+  auto parameters = absl::WrapUnique(new Parameters(ctx, std::move(layout)));
+  for (DeviceMemory& buffer : parameters->buffers_) {
+    QST_ASSIGN_OR_RETURN(buffer, DeviceMemory::Allocate(ctx, Bytes(parameters->size_)));
+    QST_RETURN_IF_ERROR(FillZero(ctx, buffer.data(), buffer.size_bytes()));
+  }
+  return parameters;
+}
+
+Parameters::Parameters(const OpContext& ctx, std::vector<ParameterInfo> layout)
+    : ctx_(ctx), layout_(std::move(layout)) {
   int group = -1;
   for (int i = 0; i < static_cast<int>(layout_.size()); ++i) {
     const ParameterInfo& info = layout_[i];
     QST_CHECK(index_.emplace(info.name, i).second);
-    size = info.offset + (info.num_elems() + kAlignFloats - 1) / kAlignFloats * kAlignFloats;
+    size_ = info.offset + (info.num_elems() + kAlignFloats - 1) / kAlignFloats * kAlignFloats;
     if (static_cast<int>(info.group) != group) {
       group = static_cast<int>(info.group);
       ranges_[group].begin = info.offset;
     }
-    ranges_[group].end = size;
+    ranges_[group].end = size_;
   }
-  values_.resize(size);
-  gradients_.resize(size);
-  exp_avg_.resize(size);
-  exp_avg_sq_.resize(size);
 }
 
-void Parameters::Initialise(std::uint64_t seed) {
+Parameters::~Parameters() { Synchronize(ctx_).IgnoreError(); }
+
+absl::Status Parameters::Initialise(std::uint64_t seed) {
+  std::vector<float> tensor;
   for (const ParameterInfo& info : layout_) {
-    float* out = values_.data() + info.offset;
-    const std::int64_t num = info.num_elems();
+    tensor.resize(static_cast<std::size_t>(info.num_elems()));
     switch (info.init) {
       case ParameterInit::kKaimingUniform: {
         Random random(seed, info.name);
         const float bound = 1.0f / std::sqrt(static_cast<float>(info.fan_in));
-        for (std::int64_t i = 0; i < num; ++i) out[i] = random.Symmetric(bound);
+        for (float& value : tensor) value = random.Symmetric(bound);
         break;
       }
       case ParameterInit::kOnes:
-        std::fill_n(out, num, 1.0f);
+        std::fill(tensor.begin(), tensor.end(), 1.0f);
         break;
       case ParameterInit::kZeros:
-        std::fill_n(out, num, 0.0f);
+        std::fill(tensor.begin(), tensor.end(), 0.0f);
         break;
       case ParameterInit::kConstant:
-        std::fill_n(out, num, info.constant);
+        std::fill(tensor.begin(), tensor.end(), info.constant);
         break;
     }
+    QST_RETURN_IF_ERROR(Upload(ParameterBuffer::kValues, info, tensor.data()));
   }
-  ZeroGradients();
-  std::fill(exp_avg_.begin(), exp_avg_.end(), 0.0f);
-  std::fill(exp_avg_sq_.begin(), exp_avg_sq_.end(), 0.0f);
+  for (const ParameterBuffer buffer :
+       {ParameterBuffer::kGradients, ParameterBuffer::kExpAvg, ParameterBuffer::kExpAvgSq}) {
+    QST_RETURN_IF_ERROR(FillZero(ctx_, data(buffer), Bytes(size_)));
+  }
+  return absl::OkStatus();
 }
 
-void Parameters::ZeroGradients() { std::fill(gradients_.begin(), gradients_.end(), 0.0f); }
+absl::Status Parameters::ZeroGradients() { return FillZero(ctx_, data(ParameterBuffer::kGradients), Bytes(size_)); }
 
 const ParameterInfo* Parameters::Find(absl::string_view name) const {
   const auto it = index_.find(std::string(name));
   return it == index_.end() ? nullptr : &layout_[it->second];
 }
 
-MatrixView Parameters::Value(absl::string_view name) {
+MatrixView Parameters::View(ParameterBuffer buffer, absl::string_view name) {
   const ParameterInfo* info = Find(name);
   QST_CHECK(info != nullptr);
-  return Matrix(values_.data() + info->offset, info->rows(), info->cols());
+  return Matrix(data(buffer) + info->offset, info->rows(), info->cols());
 }
 
-MatrixView Parameters::Gradient(absl::string_view name) {
-  const ParameterInfo* info = Find(name);
-  QST_CHECK(info != nullptr);
-  return Matrix(gradients_.data() + info->offset, info->rows(), info->cols());
-}
+MatrixView Parameters::Value(absl::string_view name) { return View(ParameterBuffer::kValues, name); }
+MatrixView Parameters::Gradient(absl::string_view name) { return View(ParameterBuffer::kGradients, name); }
 
 std::int64_t Parameters::num_trainable() const {
   std::int64_t total = 0;
   for (const ParameterInfo& info : layout_) total += info.num_elems();
   return total;
+}
+
+absl::Status Parameters::Upload(ParameterBuffer buffer, const ParameterInfo& info, const void* host) {
+  return qst::Upload(ctx_, host, Bytes(info.num_elems()), data(buffer) + info.offset);
+}
+
+absl::Status Parameters::Download(ParameterBuffer buffer, const ParameterInfo& info, void* host) const {
+  return qst::Download(ctx_, data(buffer) + info.offset, Bytes(info.num_elems()), host);
+}
+
+absl::StatusOr<std::vector<float>> Parameters::Download(ParameterBuffer buffer) const {
+  std::vector<float> out(static_cast<std::size_t>(size_));
+  QST_RETURN_IF_ERROR(qst::Download(ctx_, data(buffer), Bytes(size_), out.data()));
+  return out;
 }
 
 }  // namespace qst

@@ -173,6 +173,11 @@ absl::StatusOr<SideNetworkConfig> ResolveSideConfig(const v1::SideConfig& side, 
   return config;
 }
 
+SideNetworkConfig ProbeOf(SideNetworkConfig config) {
+  config.preset = v1::SIDE_PRESET_PROBE;
+  return config;
+}
+
 std::string SideConfigToJson(const SideNetworkConfig& config) {
   Json json;
   json["format"] = "qst-side-network";

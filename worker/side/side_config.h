@@ -83,6 +83,9 @@ absl::StatusOr<SideNetworkConfig> ResolveSideConfig(const v1::SideConfig& side, 
                                                     const std::vector<std::string>& labels,
                                                     const BackboneDims& backbone);
 
+// The linear probe beside a network: the same head, without the side network below it.
+SideNetworkConfig ProbeOf(SideNetworkConfig config);
+
 // side_config.json: every field above under its own name, and the orientation of the gates
 // ("gate_orientation": "side_state" means that beta multiplies the side state, as in the paper).
 std::string SideConfigToJson(const SideNetworkConfig& config);

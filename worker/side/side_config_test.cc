@@ -171,43 +171,5 @@ TEST(SideConfigTest, RefusesImpossibleSettings) {
   EXPECT_THAT(ResolveSideConfig({}, v1::TASK_TYPE_CAUSAL_LM, {}, dims), StatusIs(code, HasSubstr("impossible")));
 }
 
-TEST(ParametersTest, StartValuesDependOnSeedAndNameOnly) {
-  v1::SideConfig side;
-  const SideNetworkConfig sixteen = MustResolve(side, SmolLm());
-  side.set_gate_per_channel(true);  // moves every offset behind the gates
-  const SideNetworkConfig other = MustResolve(side, SmolLm());
-  Parameters a(ParameterLayout(sixteen));
-  Parameters b(ParameterLayout(other));
-  a.Initialise(7);
-  b.Initialise(7);
-  const std::string name = "upsample.weight";
-  EXPECT_EQ(0, memcmp(a.Value(name).data, b.Value(name).data, 576 * 36 * sizeof(float)));
-  b.Initialise(8);
-  EXPECT_NE(0, memcmp(a.Value(name).data, b.Value(name).data, 576 * 36 * sizeof(float)));
-  // The generator is part of the contract: this value is the same on every machine.
-  a.Initialise(42);
-  EXPECT_EQ(a.Value("upsample.weight").row<float>(0)[0], 0.0421052985f);
-  const float bound = 1.0f / 6.0f;
-  for (int i = 0; i < 576 * 36; ++i) ASSERT_LE(std::abs(a.Value(name).row<float>(0)[i]), bound);
-}
-
-TEST(ParametersTest, GroupsAreContiguousAndAligned) {
-  Parameters parameters(ParameterLayout(MustResolve({}, SmolLm())));
-  std::int64_t end = 0;
-  for (int g = 0; g < kNumParameterGroups; ++g) {
-    const Parameters::Range range = parameters.group_range(static_cast<ParameterGroup>(g));
-    EXPECT_EQ(range.begin, end);
-    EXPECT_GT(range.end, range.begin);
-    end = range.end;
-  }
-  EXPECT_EQ(end, parameters.size());
-  for (const ParameterInfo& info : parameters.layout()) {
-    EXPECT_EQ(info.offset % 16, 0) << info.name;
-    const Parameters::Range range = parameters.group_range(info.group);
-    EXPECT_GE(info.offset, range.begin);
-    EXPECT_LE(info.offset + info.num_elems(), range.end);
-  }
-}
-
 }  // namespace
 }  // namespace qst

@@ -20,8 +20,8 @@ AttentionShape ShapeOf(const SideNetworkConfig& config) {
   return shape;
 }
 
-absl::Status LinearNoBias(const OpContext& ctx, const ConstMatrixView& x, const MatrixView& weight,
-                          const MatrixView& y, bool accumulate) {
+absl::Status LinearNoBias(const OpContext& ctx, const ConstMatrixView& x, const MatrixView& weight, const MatrixView& y,
+                          bool accumulate) {
   return Linear(ctx, x, WeightView::Dense(weight), {}, y, accumulate);
 }
 
@@ -70,25 +70,25 @@ absl::Status SideLayerForward(const OpContext& ctx, const SideNetworkConfig& con
   const std::int64_t kv = config.head_dim * config.backbone.num_kv_heads;
   const float eps = config.backbone.norm_eps;
   acts->x = x;
-  acts->input_inv_rms = arena->Floats(num_tokens);
-  acts->q = arena->Float(num_tokens, ds);
+  QST_ASSIGN_OR_RETURN(acts->input_inv_rms, arena->Floats(num_tokens));
+  QST_ASSIGN_OR_RETURN(acts->q, arena->Float(num_tokens, ds));
   if (cache == nullptr) {
-    acts->k = arena->Float(num_tokens, kv);
-    acts->v = arena->Float(num_tokens, kv);
+    QST_ASSIGN_OR_RETURN(acts->k, arena->Float(num_tokens, kv));
+    QST_ASSIGN_OR_RETURN(acts->v, arena->Float(num_tokens, kv));
   } else {
     acts->k = Rows(cache->keys, cache->num_tokens, cache->num_tokens + num_tokens);
     acts->v = Rows(cache->values, cache->num_tokens, cache->num_tokens + num_tokens);
   }
-  acts->attention = arena->Float(num_tokens, ds);
-  acts->log_sum_exp = arena->Floats(num_tokens * config.backbone.num_heads);
-  acts->y = arena->Float(num_tokens, ds);
-  acts->post_inv_rms = arena->Floats(num_tokens);
-  acts->gate = arena->Float(num_tokens, config.intermediate_size);
-  acts->up = arena->Float(num_tokens, config.intermediate_size);
-  acts->out = arena->Float(num_tokens, ds);
+  QST_ASSIGN_OR_RETURN(acts->attention, arena->Float(num_tokens, ds));
+  QST_ASSIGN_OR_RETURN(acts->log_sum_exp, arena->Floats(num_tokens * config.backbone.num_heads));
+  QST_ASSIGN_OR_RETURN(acts->y, arena->Float(num_tokens, ds));
+  QST_ASSIGN_OR_RETURN(acts->post_inv_rms, arena->Floats(num_tokens));
+  QST_ASSIGN_OR_RETURN(acts->gate, arena->Float(num_tokens, config.intermediate_size));
+  QST_ASSIGN_OR_RETURN(acts->up, arena->Float(num_tokens, config.intermediate_size));
+  QST_ASSIGN_OR_RETURN(acts->out, arena->Float(num_tokens, ds));
   const ArenaScope scope(arena);
 
-  const MatrixView normed = arena->Float(num_tokens, ds);
+  QST_ASSIGN_OR_RETURN(const MatrixView normed, arena->Float(num_tokens, ds));
   QST_RETURN_IF_ERROR(RmsNorm(ctx, x, values.input_norm, eps, normed, acts->input_inv_rms));
   QST_RETURN_IF_ERROR(LinearNoBias(ctx, normed, values.q, acts->q, false));
   QST_RETURN_IF_ERROR(LinearNoBias(ctx, normed, values.k, acts->k, false));
@@ -98,13 +98,12 @@ absl::Status SideLayerForward(const OpContext& ctx, const SideNetworkConfig& con
   QST_RETURN_IF_ERROR(
       Rotary(ctx, acts->k, config.backbone.num_kv_heads, sequences.positions, sequences.inv_freq, /*inverse=*/false));
   if (cache == nullptr) {
-    QST_RETURN_IF_ERROR(Attention(ctx, ShapeOf(config), acts->q, acts->k, acts->v, sequences.offsets,
-                                  sequences.offsets, acts->attention, acts->log_sum_exp));
+    QST_RETURN_IF_ERROR(Attention(ctx, ShapeOf(config), acts->q, acts->k, acts->v, sequences.offsets, sequences.offsets,
+                                  acts->attention, acts->log_sum_exp));
   } else {
     const std::int64_t num_keys = cache->num_tokens + num_tokens;
-    const std::int32_t key_offsets[2] = {0, static_cast<std::int32_t>(num_keys)};
     QST_RETURN_IF_ERROR(Attention(ctx, ShapeOf(config), acts->q, Rows(cache->keys, 0, num_keys),
-                                  Rows(cache->values, 0, num_keys), sequences.offsets, SequenceOffsets{key_offsets, 1},
+                                  Rows(cache->values, 0, num_keys), sequences.offsets, cache->key_offsets,
                                   acts->attention, acts->log_sum_exp));
   }
   QST_RETURN_IF_ERROR(AddInto(ctx, x, acts->y, /*accumulate=*/false));
@@ -113,7 +112,7 @@ absl::Status SideLayerForward(const OpContext& ctx, const SideNetworkConfig& con
   QST_RETURN_IF_ERROR(RmsNorm(ctx, acts->y, values.post_attention_norm, eps, normed, acts->post_inv_rms));
   QST_RETURN_IF_ERROR(LinearNoBias(ctx, normed, values.gate, acts->gate, false));
   QST_RETURN_IF_ERROR(LinearNoBias(ctx, normed, values.up, acts->up, false));
-  const MatrixView product = arena->Float(num_tokens, config.intermediate_size);
+  QST_ASSIGN_OR_RETURN(const MatrixView product, arena->Float(num_tokens, config.intermediate_size));
   QST_RETURN_IF_ERROR(SwiGlu(ctx, acts->gate, acts->up, product));
   QST_RETURN_IF_ERROR(AddInto(ctx, acts->y, acts->out, /*accumulate=*/false));
   return LinearNoBias(ctx, product, values.down, acts->out, /*accumulate=*/true);
@@ -127,32 +126,30 @@ absl::Status SideLayerBackward(const OpContext& ctx, const SideNetworkConfig& co
   const std::int64_t ds = config.hidden_size;
   const std::int64_t kv = config.head_dim * config.backbone.num_kv_heads;
   const float eps = config.backbone.norm_eps;
-  const MatrixView normed = arena->Float(num_tokens, ds);
-  const MatrixView grad_normed = arena->Float(num_tokens, ds);
+  QST_ASSIGN_OR_RETURN(const MatrixView normed, arena->Float(num_tokens, ds));
+  QST_ASSIGN_OR_RETURN(const MatrixView grad_normed, arena->Float(num_tokens, ds));
 
   {  // out = y + Down(silu(Gate m) * Up m): grad_out turns into the gradient of y.
     const ArenaScope mlp_scope(arena);
-    const MatrixView product = arena->Float(num_tokens, config.intermediate_size);
-    const MatrixView grad_product = arena->Float(num_tokens, config.intermediate_size);
-    const MatrixView grad_gate = arena->Float(num_tokens, config.intermediate_size);
-    const MatrixView grad_up = arena->Float(num_tokens, config.intermediate_size);
+    QST_ASSIGN_OR_RETURN(const MatrixView product, arena->Float(num_tokens, config.intermediate_size));
+    QST_ASSIGN_OR_RETURN(const MatrixView grad_product, arena->Float(num_tokens, config.intermediate_size));
+    QST_ASSIGN_OR_RETURN(const MatrixView grad_gate, arena->Float(num_tokens, config.intermediate_size));
+    QST_ASSIGN_OR_RETURN(const MatrixView grad_up, arena->Float(num_tokens, config.intermediate_size));
     QST_RETURN_IF_ERROR(SwiGlu(ctx, acts.gate, acts.up, product));
-    QST_RETURN_IF_ERROR(
-        LinearNoBiasBackward(ctx, grad_out, product, values.down, gradients.down, grad_product, false));
+    QST_RETURN_IF_ERROR(LinearNoBiasBackward(ctx, grad_out, product, values.down, gradients.down, grad_product, false));
     QST_RETURN_IF_ERROR(SwiGluBackward(ctx, grad_product, acts.gate, acts.up, grad_gate, grad_up));
     QST_RETURN_IF_ERROR(RmsNorm(ctx, acts.y, values.post_attention_norm, eps, normed, nullptr));
-    QST_RETURN_IF_ERROR(
-        LinearNoBiasBackward(ctx, grad_gate, normed, values.gate, gradients.gate, grad_normed, false));
+    QST_RETURN_IF_ERROR(LinearNoBiasBackward(ctx, grad_gate, normed, values.gate, gradients.gate, grad_normed, false));
     QST_RETURN_IF_ERROR(LinearNoBiasBackward(ctx, grad_up, normed, values.up, gradients.up, grad_normed, true));
     QST_RETURN_IF_ERROR(RmsNormBackward(ctx, grad_normed, acts.y, values.post_attention_norm, acts.post_inv_rms,
                                         grad_out, gradients.post_attention_norm, /*accumulate=*/true));
   }
 
   // y = x + O attention(...): grad_out turns into the gradient of x.
-  const MatrixView grad_attention = arena->Float(num_tokens, ds);
-  const MatrixView grad_q = arena->Float(num_tokens, ds);
-  const MatrixView grad_k = arena->Float(num_tokens, kv);
-  const MatrixView grad_v = arena->Float(num_tokens, kv);
+  QST_ASSIGN_OR_RETURN(const MatrixView grad_attention, arena->Float(num_tokens, ds));
+  QST_ASSIGN_OR_RETURN(const MatrixView grad_q, arena->Float(num_tokens, ds));
+  QST_ASSIGN_OR_RETURN(const MatrixView grad_k, arena->Float(num_tokens, kv));
+  QST_ASSIGN_OR_RETURN(const MatrixView grad_v, arena->Float(num_tokens, kv));
   QST_RETURN_IF_ERROR(
       LinearNoBiasBackward(ctx, grad_out, acts.attention, values.o, gradients.o, grad_attention, false));
   QST_RETURN_IF_ERROR(AttentionBackward(ctx, ShapeOf(config), grad_attention, acts.q, acts.k, acts.v, acts.attention,

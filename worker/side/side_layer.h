@@ -25,7 +25,7 @@ struct SideLayerTensors {
 };
 SideLayerTensors FindSideLayerTensors(std::int64_t layer, TensorSet set, Parameters* parameters);
 
-// The packed sequences of a micro-batch as the layer needs them; owns nothing.
+// The packed sequences of a micro-batch as the layer needs them: memory of the device, owned by others.
 struct SideSequences {
   SequenceOffsets offsets;
   const std::int32_t* positions = nullptr;  // [T], inside the sequence
@@ -53,6 +53,7 @@ struct SideKvCache {
   MatrixView keys;    // [capacity, kv]
   MatrixView values;  // [capacity, kv]
   std::int64_t num_tokens = 0;  // rows in use before the call
+  SequenceOffsets key_offsets;  // of the one sequence: 0 and num_tokens + T, in the device's memory
 };
 
 // With a cache (one sequence; positions continue it) the new keys and values are written behind the cached ones and

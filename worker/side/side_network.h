@@ -15,58 +15,61 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/device.h"
+#include "kernels/device_memory.h"
 #include "kernels/tensor.h"
 #include "worker/side/arena.h"
 #include "worker/side/downsample.h"
 #include "worker/side/head.h"
 #include "worker/side/parameters.h"
+#include "worker/side/predictions.h"
+#include "worker/side/side_batch.h"
 #include "worker/side/side_config.h"
 #include "worker/side/side_layer.h"
 
 namespace qst {
 
-// One micro-batch: whole sequences one after another, T tokens in all, and what to predict in them.
-struct SideBatch {
-  std::vector<std::int32_t> offsets;  // [num_sequences + 1], from 0 to T
-  // Rows (ascending) with a target, and the target: the next token, or the class of the sequence that the row ends.
-  std::vector<std::int32_t> rows;
-  std::vector<std::int32_t> targets;
-
-  std::int64_t num_tokens() const { return offsets.empty() ? 0 : offsets.back(); }
-};
-
-// Gives h_f[layer] [T, d] (f32, f16 or bf16) of the micro-batch, waiting for it if need be. Asked in ascending order
-// from first_layer() on; views must stay valid until the call that asked has returned.
+// Gives h_f[layer] [T, d] (f32, f16 or bf16, in the device's memory) of the micro-batch, waiting for it if need be.
+// Asked in ascending order from first_layer() on; views must stay valid until all that the call that asked has enqueued
+// is done.
 using HiddenStateSource = std::function<absl::StatusOr<ConstMatrixView>(std::int64_t layer)>;
-// Sees h_g[layer] [T, ds], layer 0 to N; valid during the call.
+// Sees h_g[layer] [T, ds] in the device's memory, layer 0 to N; valid during the call, as far as it reads in the
+// network's own context.
 using SideStateSink = std::function<void(std::int64_t layer, const ConstMatrixView& side_state)>;
 
+// All its memory is the device's, and all its work is enqueued in one context: on CUDA no call waits for the device
+// unless it says so, but for the first micro-batch that needs more memory than those before. Parameters, activations
+// and gradients are float32 on every backend, so the loss needs no scaling.
+//
 // Not thread-safe. Results depend on neither the number of threads nor the instruction set's availability of other
 // calls: the ops' one reduction order holds here too.
 class SideNetwork {
  public:
-  // `frozen` must outlive the network. Parameters hold their start values for `seed`.
-  // kInvalidArgument: the frozen head does not fit the configuration.
-  static absl::StatusOr<std::unique_ptr<SideNetwork>> Create(SideNetworkConfig config, const FrozenHead& frozen,
-                                                             std::uint64_t seed);
+  // What `ctx` and `frozen` point to must outlive the network. Parameters hold their start values for `seed`.
+  // kInvalidArgument: the frozen head does not fit the configuration. kResourceExhausted: out of memory.
+  static absl::StatusOr<std::unique_ptr<SideNetwork>> Create(const OpContext& ctx, SideNetworkConfig config,
+                                                             const FrozenHead& frozen, std::uint64_t seed);
+  // Waits for enqueued work.
+  ~SideNetwork();
 
   // Forward only. `sink`, if given, sees the side states.
-  absl::Status Evaluate(const OpContext& ctx, const SideBatch& batch, const HiddenStateSource& hidden_states,
-                        Predictions* predictions, const SideStateSink& sink = nullptr);
+  absl::Status Evaluate(const SideBatch& batch, const HiddenStateSource& hidden_states,
+                        const SideStateSink& sink = nullptr);
 
   // Forward and backward: adds the gradient of grad_scale * (sum of losses) to the parameters' gradients.
-  absl::Status AccumulateGradients(const OpContext& ctx, const SideBatch& batch,
-                                   const HiddenStateSource& hidden_states, float grad_scale, Predictions* predictions,
+  absl::Status AccumulateGradients(const SideBatch& batch, const HiddenStateSource& hidden_states, float grad_scale,
                                    const SideStateSink& sink = nullptr);
 
+  // What the newest of these two calls predicted; waits for it.
+  absl::StatusOr<Predictions> FetchPredictions() const { return predictions_.Fetch(ctx_); }
+
   // After AccumulateGradients gave a loss that is not a number or infinite: the first place that holds such a value,
-  // as "the backbone's hidden state of layer 3", "side layer 4", "the output".
+  // as "the backbone's hidden state of layer 3", "side layer 4", "the output". The hidden states must still be there.
   std::string DescribeNonFinite() const;
 
   const SideNetworkConfig& config() const { return config_; }
   const FrozenHead& frozen_head() const { return frozen_; }
-  Parameters& parameters() { return parameters_; }
-  const Parameters& parameters() const { return parameters_; }
+  Parameters& parameters() { return *parameters_; }
+  const Parameters& parameters() const { return *parameters_; }
   // Views into the parameters, by layer (1 ... N) and for the head; for generation.
   const SideLayerTensors& layer_values(std::int64_t layer) const { return layer_values_[layer - 1]; }
   const MatrixView& gate_value(std::int64_t layer) const { return gate_values_[layer - 1]; }
@@ -74,7 +77,7 @@ class SideNetwork {
     return downsample_values_[config_.downsample_module(layer)];
   }
   const HeadTensors& head_values() const { return head_values_; }
-  const std::vector<float>& inv_freq() const { return inv_freq_; }
+  const float* inv_freq() const { return inv_freq_.as<float>(); }  // [head_dim / 2]
   std::int64_t arena_bytes() const { return arena_.capacity_bytes(); }
 
  private:
@@ -86,40 +89,51 @@ class SideNetwork {
     SideLayerActivations layer;
   };
 
-  SideNetwork(SideNetworkConfig config, const FrozenHead& frozen);
-  absl::Status CheckBatch(const SideBatch& batch) const;
+  SideNetwork(const OpContext& ctx, SideNetworkConfig config, const FrozenHead& frozen,
+              std::unique_ptr<Parameters> parameters);
+  // Checks the batch and takes it, and room for what is predicted, into the arena, which is emptied before.
+  absl::StatusOr<DeviceBatch> Begin(const SideBatch& batch, bool want_grad);
+  SideSequences SequencesOf(const DeviceBatch& batch) const {
+    return {batch.offsets, batch.positions, inv_freq_.as<float>()};
+  }
   absl::StatusOr<ConstMatrixView> FetchState(const HiddenStateSource& hidden_states, std::int64_t layer,
                                              std::int64_t num_tokens) const;
   // Gate, then side layer; `before` is h_g[layer - 1].
-  absl::Status ForwardLayer(const OpContext& ctx, std::int64_t layer, const ConstMatrixView& hidden_state,
-                            const MatrixView& before, const SideSequences& sequences, LayerActivations* acts);
-  absl::Status BackwardLayers(const OpContext& ctx, const SideSequences& sequences, const MatrixView& grad_last);
+  absl::Status ForwardLayer(std::int64_t layer, const ConstMatrixView& hidden_state, const MatrixView& before,
+                            const SideSequences& sequences, LayerActivations* acts);
+  // Keeps the activations; the last states go to `args`.
+  absl::Status ForwardLayers(const HiddenStateSource& hidden_states, const SideSequences& sequences,
+                             std::int64_t num_tokens, const SideStateSink& sink, HeadArgs* args);
+  absl::Status BackwardLayers(const SideSequences& sequences, const MatrixView& grad_last);
+  absl::Status RunHead(const HeadArgs& args);
+  bool IsFinite(const ConstMatrixView& matrix) const;
 
+  const OpContext ctx_;
   SideNetworkConfig config_;
   FrozenHead frozen_;
-  Parameters parameters_;
+  const std::unique_ptr<Parameters> parameters_;
   std::vector<DownsampleTensors> downsample_values_, downsample_gradients_;  // by module
   std::vector<SideLayerTensors> layer_values_, layer_gradients_;             // by layer - 1
   std::vector<MatrixView> gate_values_, gate_gradients_;                     // by layer - 1
   HeadTensors head_values_, head_gradients_;
-  std::vector<float> inv_freq_;
+  DeviceMemory inv_freq_;
 
   Arena arena_;
-  std::vector<std::int32_t> positions_;
-  DownsampleActivations first_down_;          // of h_f[0]
+  PredictionBuffer predictions_;
+  DownsampleActivations first_down_;           // of h_f[0]
   std::vector<LayerActivations> activations_;  // by layer - 1
   ConstMatrixView backbone_last_;
   bool has_activations_ = false;
 };
 
-// Bytes that training with micro-batches of num_tokens tokens takes, hidden states not counted.
+// Bytes that training with micro-batches of num_tokens tokens takes on a device, hidden states not counted.
 struct SideMemory {
   std::int64_t parameter_bytes = 0;   // values and gradients
   std::int64_t optimizer_bytes = 0;   // both moments
   std::int64_t activation_bytes = 0;  // kept for backward, the head's and backward's own
   std::int64_t total_bytes() const { return parameter_bytes + optimizer_bytes + activation_bytes; }
 };
-SideMemory EstimateSideMemory(const SideNetworkConfig& config, std::int64_t num_tokens);
+SideMemory EstimateSideMemory(const SideNetworkConfig& config, DeviceType device, std::int64_t num_tokens);
 
 }  // namespace qst
 

@@ -1,15 +1,21 @@
 // Times one training step of the side network on made-up hidden states, part by part, with the shapes of
-// SmolLM2-135M: processor time of all threads, which a busy machine changes little, and the best wall time of a step.
-// Usage: side_network_bench [tokens [threads [share of target tokens]]]
+// SmolLM2-135M: on CPU processor time of all threads, which a busy machine changes little, on CUDA the time until the
+// device has done the part; and the best wall time of a step.
+// Usage: side_network_bench [tokens [threads [share of target tokens [cpu | cuda]]]]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
+#include <functional>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "kernels/cuda/device.h"
 #include "kernels/device.h"
+#include "kernels/device_memory.h"
 #include "kernels/dtype_convert.h"
 #include "kernels/ops.h"
 #include "proto/support/status_macros.h"
@@ -19,9 +25,13 @@
 namespace qst {
 namespace {
 
-double CpuSeconds() { return static_cast<double>(std::clock()) / CLOCKS_PER_SEC; }
 double WallSeconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+// When everything enqueued is done.
+double Seconds(const OpContext& ctx) {
+  QST_CHECK(Synchronize(ctx).ok());
+  return ctx.device == DeviceType::kCuda ? WallSeconds() : static_cast<double>(std::clock()) / CLOCKS_PER_SEC;
 }
 
 std::vector<std::uint16_t> RandomBf16(std::int64_t num, const char* name, float bound) {
@@ -31,7 +41,15 @@ std::vector<std::uint16_t> RandomBf16(std::int64_t num, const char* name, float 
   return out;
 }
 
-void Run(v1::TaskType task, v1::SidePreset preset, int num_tokens, int num_threads, double target_share) {
+// On the context's device.
+template <typename T>
+DeviceMemory Copy(const OpContext& ctx, const std::vector<T>& values) {
+  auto memory = DeviceMemory::CopyOf(ctx, values.data(), static_cast<std::int64_t>(values.size() * sizeof(T)));
+  QST_CHECK(memory.ok());
+  return *std::move(memory);
+}
+
+void Run(const OpContext& ctx, v1::TaskType task, v1::SidePreset preset, int num_tokens, double target_share) {
   BackboneDims dims;
   dims.num_layers = 30;
   dims.hidden_size = 576;
@@ -44,21 +62,17 @@ void Run(v1::TaskType task, v1::SidePreset preset, int num_tokens, int num_threa
   side.set_preset(preset);
   const auto config = ResolveSideConfig(side, task, {"a", "b", "c", "d", "e", "f", "g", "h"}, dims);
   QST_CHECK(config.ok());
-  ThreadPool threads(num_threads);
-  OpContext ctx;
-  ctx.threads = &threads;
-  ctx.isa = *ResolveIsa(CpuIsa::kAuto);
-
-  const std::vector<float> norm(dims.hidden_size, 1.0f);
-  const auto head = RandomBf16(dims.vocab_size * dims.hidden_size, "head", 0.1f);
-  const auto hidden = RandomBf16(static_cast<std::int64_t>(num_tokens) * dims.hidden_size, "hidden", 1.0f);
+  const DeviceMemory norm = Copy(ctx, std::vector<float>(static_cast<std::size_t>(dims.hidden_size), 1.0f));
+  const DeviceMemory head = Copy(ctx, RandomBf16(dims.vocab_size * dims.hidden_size, "head", 0.1f));
+  const DeviceMemory hidden =
+      Copy(ctx, RandomBf16(static_cast<std::int64_t>(num_tokens) * dims.hidden_size, "hidden", 1.0f));
   FrozenHead frozen;
-  frozen.final_norm = Matrix(norm.data(), 1, dims.hidden_size);
+  frozen.final_norm = Matrix(norm.as<float>(), 1, dims.hidden_size);
   if (!config->is_classification()) {
     frozen.lm_head = WeightView::Dense(
         ConstMatrixView(head.data(), DType::kBF16, dims.vocab_size, dims.hidden_size, dims.hidden_size));
   }
-  auto network = SideNetwork::Create(*config, frozen, 1);
+  auto network = SideNetwork::Create(ctx, *config, frozen, 1);
   QST_CHECK(network.ok());
   const HiddenStateSource source = [&](std::int64_t) -> absl::StatusOr<ConstMatrixView> {
     return ConstMatrixView(hidden.data(), DType::kBF16, num_tokens, dims.hidden_size, dims.hidden_size);
@@ -84,32 +98,32 @@ void Run(v1::TaskType task, v1::SidePreset preset, int num_tokens, int num_threa
   SideBatch no_targets = batch;
   no_targets.rows.clear();
   no_targets.targets.clear();
-  Predictions predictions;
   Parameters& parameters = (*network)->parameters();
   double best_step = 1e9;
   double best_wall = 1e9;
   double best_forward = 1e9;
   double best_layers = 1e9;
   double best_optimizer = 1e9;
+  const auto time = [&](const std::function<absl::Status()>& part, double* best) {
+    const double start = Seconds(ctx);
+    QST_CHECK(part().ok());
+    *best = std::min(*best, Seconds(ctx) - start);
+  };
   for (int i = 0; i < 4; ++i) {
     const double wall_start = WallSeconds();
-    double start = CpuSeconds();
-    QST_CHECK((*network)->AccumulateGradients(ctx, batch, source, 1e-3f, &predictions).ok());
-    best_step = std::min(best_step, CpuSeconds() - start);
+    time([&] { return (*network)->AccumulateGradients(batch, source, 1e-3f); }, &best_step);
     best_wall = std::min(best_wall, WallSeconds() - wall_start);
-    start = CpuSeconds();
-    QST_CHECK((*network)->Evaluate(ctx, batch, source, &predictions).ok());
-    best_forward = std::min(best_forward, CpuSeconds() - start);
-    start = CpuSeconds();
-    QST_CHECK((*network)->Evaluate(ctx, no_targets, source, &predictions).ok());
-    best_layers = std::min(best_layers, CpuSeconds() - start);
-    start = CpuSeconds();
+    time([&] { return (*network)->Evaluate(batch, source); }, &best_forward);
+    time([&] { return (*network)->Evaluate(no_targets, source); }, &best_layers);
     AdamWParams adam;
     adam.learning_rate = 1e-9f;
-    QST_CHECK(AdamW(ctx, adam, parameters.size(), parameters.values(), parameters.gradients(), parameters.exp_avg(),
-                    parameters.exp_avg_sq())
-                  .ok());
-    best_optimizer = std::min(best_optimizer, CpuSeconds() - start);
+    time(
+        [&] {
+          return AdamW(ctx, adam, parameters.size(), parameters.data(ParameterBuffer::kValues),
+                       parameters.data(ParameterBuffer::kGradients), parameters.data(ParameterBuffer::kExpAvg),
+                       parameters.data(ParameterBuffer::kExpAvgSq));
+        },
+        &best_optimizer);
   }
   std::printf("%-14s %-7s %5d tokens %4zu targets: forward %.3f s (layers %.3f, head %.3f), "
               "forward and backward %.3f s (wall %.3f), optimizer %.4f s, %lld parameters, arena %.1f MiB\n",
@@ -126,8 +140,28 @@ int main(int argc, char** argv) {
   const int num_tokens = argc > 1 ? std::atoi(argv[1]) : 2048;
   const int num_threads = argc > 2 ? std::atoi(argv[2]) : 2;
   const double share = argc > 3 ? std::atof(argv[3]) : 0.25;
-  qst::Run(qst::v1::TASK_TYPE_CLASSIFICATION, qst::v1::SIDE_PRESET_PROBE, num_tokens, num_threads, share);
-  qst::Run(qst::v1::TASK_TYPE_CLASSIFICATION, qst::v1::SIDE_PRESET_TUNED, num_tokens, num_threads, share);
-  qst::Run(qst::v1::TASK_TYPE_CAUSAL_LM, qst::v1::SIDE_PRESET_TUNED, num_tokens, num_threads, share);
+  qst::ThreadPool threads(num_threads);
+  qst::OpContext ctx;
+  ctx.threads = &threads;
+  ctx.isa = *qst::ResolveIsa(qst::CpuIsa::kAuto);
+  std::unique_ptr<qst::cuda::Device> device;
+  qst::cuda::StreamPtr stream;
+  if (argc > 4 && std::string(argv[4]) == "cuda") {
+    auto opened = qst::cuda::Device::Open(qst::cuda::DeviceOptions());
+    if (!opened.ok()) {
+      std::fprintf(stderr, "%s\n", opened.status().ToString().c_str());
+      return 1;
+    }
+    device = *std::move(opened);
+    auto made = device->NewStream();
+    QST_CHECK(made.ok());
+    stream = *std::move(made);
+    ctx.device = qst::DeviceType::kCuda;
+    ctx.stream = stream.get();
+    std::printf("%s\n", device->name().c_str());
+  }
+  qst::Run(ctx, qst::v1::TASK_TYPE_CLASSIFICATION, qst::v1::SIDE_PRESET_PROBE, num_tokens, share);
+  qst::Run(ctx, qst::v1::TASK_TYPE_CLASSIFICATION, qst::v1::SIDE_PRESET_TUNED, num_tokens, share);
+  qst::Run(ctx, qst::v1::TASK_TYPE_CAUSAL_LM, qst::v1::SIDE_PRESET_TUNED, num_tokens, share);
   return 0;
 }

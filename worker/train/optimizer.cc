@@ -3,38 +3,52 @@
 #include <cmath>
 #include <cstdint>
 
+#include "absl/memory/memory.h"
 #include "kernels/ops.h"
 #include "proto/support/status_macros.h"
 
 namespace qst {
 
-absl::StatusOr<double> OptimizerStep(const OpContext& ctx, const TrainSettings& settings, double gate_lr_scale,
-                                     double learning_rate, std::int64_t step, Parameters* parameters) {
-  double sum = 0.0;
-  QST_RETURN_IF_ERROR(SumOfSquares(ctx, parameters->gradients(), parameters->size(), &sum));
-  const double norm = std::sqrt(sum);
-  if (!std::isfinite(norm)) return norm;
+absl::StatusOr<std::unique_ptr<Optimizer>> Optimizer::Create(const OpContext& ctx, const TrainSettings& settings,
+                                                             double gate_lr_scale, Parameters* parameters) {
+  auto optimizer = absl::WrapUnique(new Optimizer(ctx, settings, gate_lr_scale, parameters));
+  const double none = 0.0;
+  QST_ASSIGN_OR_RETURN(optimizer->sum_of_squares_, DeviceMemory::CopyOf(ctx, &none, sizeof(none)));
+  return optimizer;
+}
 
+Optimizer::~Optimizer() { Synchronize(ctx_).IgnoreError(); }
+
+absl::Status Optimizer::Step(double learning_rate, std::int64_t step) {
+  float* const gradients = parameters_->data(ParameterBuffer::kGradients);
+  QST_RETURN_IF_ERROR(SumOfSquares(ctx_, gradients, parameters_->size(), sum_of_squares_.as<double>()));
   AdamWParams adam;
-  adam.beta1 = static_cast<float>(settings.adam_beta1);
-  adam.beta2 = static_cast<float>(settings.adam_beta2);
-  adam.epsilon = static_cast<float>(settings.adam_epsilon);
+  adam.beta1 = static_cast<float>(settings_.adam_beta1);
+  adam.beta2 = static_cast<float>(settings_.adam_beta2);
+  adam.epsilon = static_cast<float>(settings_.adam_epsilon);
   adam.step = step;
-  if (settings.clip_norm > 0.0 && norm > settings.clip_norm) {
-    adam.grad_scale = static_cast<float>(settings.clip_norm / norm);
-  }
+  // The norm is where the update is: no copy to the host lies between them.
+  adam.sum_of_squares = sum_of_squares_.as<double>();
+  adam.clip_norm = settings_.clip_norm;
   for (const ParameterGroup group :
        {ParameterGroup::kWeights, ParameterGroup::kNormsAndBiases, ParameterGroup::kGates}) {
-    const Parameters::Range range = parameters->group_range(group);
+    const Parameters::Range range = parameters_->group_range(group);
     if (range.begin == range.end) continue;
-    const double scale = group == ParameterGroup::kGates ? gate_lr_scale : 1.0;
+    const double scale = group == ParameterGroup::kGates ? gate_lr_scale_ : 1.0;
     adam.learning_rate = static_cast<float>(learning_rate * scale);
-    adam.weight_decay = group == ParameterGroup::kWeights ? static_cast<float>(settings.weight_decay) : 0.0f;
-    QST_RETURN_IF_ERROR(AdamW(ctx, adam, range.end - range.begin, parameters->values() + range.begin,
-                              parameters->gradients() + range.begin, parameters->exp_avg() + range.begin,
-                              parameters->exp_avg_sq() + range.begin));
+    adam.weight_decay = group == ParameterGroup::kWeights ? static_cast<float>(settings_.weight_decay) : 0.0f;
+    QST_RETURN_IF_ERROR(AdamW(ctx_, adam, range.end - range.begin,
+                              parameters_->data(ParameterBuffer::kValues) + range.begin, gradients + range.begin,
+                              parameters_->data(ParameterBuffer::kExpAvg) + range.begin,
+                              parameters_->data(ParameterBuffer::kExpAvgSq) + range.begin));
   }
-  return norm;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<double> Optimizer::FetchGradientNorm() const {
+  double sum = 0.0;
+  QST_RETURN_IF_ERROR(Download(ctx_, sum_of_squares_.data(), sizeof(sum), &sum));
+  return std::sqrt(sum);
 }
 
 }  // namespace qst

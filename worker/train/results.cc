@@ -1,5 +1,6 @@
 #include "worker/train/results.h"
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -24,8 +25,7 @@ bool SameDims(const BackboneDims& a, const BackboneDims& b) {
 
 std::string DimsText(const BackboneDims& dims) {
   return absl::StrCat(dims.family, ", ", dims.num_layers, " layers, hidden size ", dims.hidden_size, ", ",
-                      dims.num_heads, " heads, ", dims.num_kv_heads, " key-value heads, vocabulary ",
-                      dims.vocab_size);
+                      dims.num_heads, " heads, ", dims.num_kv_heads, " key-value heads, vocabulary ", dims.vocab_size);
 }
 
 }  // namespace
@@ -34,11 +34,20 @@ absl::Status SaveSideNetwork(const std::string& folder, const SideNetwork& netwo
   const Parameters& parameters = network.parameters();
   std::vector<SafetensorsEntry> entries;
   for (const ParameterInfo& info : parameters.layout()) {
-    entries.push_back({info.name, DType::kF32, info.shape, parameters.values() + info.offset});
+    entries.push_back({info.name, DType::kF32, info.shape});
   }
   // The parameters first: a configuration on disk says that they are there.
-  QST_RETURN_IF_ERROR(WriteSafetensors(absl::StrCat(folder, "/", kSideNetworkFile), entries,
-                                       {{"format", "pt"}, {"family", network.config().backbone.family}}));
+  QST_ASSIGN_OR_RETURN(
+      const std::unique_ptr<SafetensorsStreamWriter> writer,
+      SafetensorsStreamWriter::Create(absl::StrCat(folder, "/", kSideNetworkFile), entries,
+                                      {{"format", "pt"}, {"family", network.config().backbone.family}}));
+  std::vector<float> tensor;
+  for (const ParameterInfo& info : parameters.layout()) {
+    tensor.resize(static_cast<std::size_t>(info.num_elems()));
+    QST_RETURN_IF_ERROR(parameters.Download(ParameterBuffer::kValues, info, tensor.data()));
+    QST_RETURN_IF_ERROR(writer->Append(tensor.data(), tensor.size() * sizeof(float)));
+  }
+  QST_RETURN_IF_ERROR(writer->Finish());
   return WriteFileAtomically(absl::StrCat(folder, "/", kSideConfigFile), SideConfigToJson(network.config()));
 }
 
@@ -50,28 +59,31 @@ absl::StatusOr<SideNetworkConfig> LoadSideConfig(const std::string& folder) {
   return config;
 }
 
-absl::StatusOr<std::unique_ptr<SideNetwork>> LoadSideNetwork(const std::string& folder, const BackboneDims& backbone,
-                                                             const FrozenHead& frozen) {
+absl::StatusOr<std::unique_ptr<SideNetwork>> LoadSideNetwork(const OpContext& ctx, const std::string& folder,
+                                                             const BackboneDims& backbone, const FrozenHead& frozen) {
   QST_ASSIGN_OR_RETURN(SideNetworkConfig config, LoadSideConfig(folder));
   if (!SameDims(config.backbone, backbone)) {
     return absl::FailedPreconditionError(absl::StrCat(folder, ": side network was trained for a model with ",
                                                       DimsText(config.backbone), "; this one has ",
                                                       DimsText(backbone)));
   }
-  QST_ASSIGN_OR_RETURN(std::unique_ptr<SideNetwork> network, SideNetwork::Create(std::move(config), frozen, 0));
+  QST_ASSIGN_OR_RETURN(std::unique_ptr<SideNetwork> network, SideNetwork::Create(ctx, std::move(config), frozen, 0));
   QST_ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsReader> reader,
                        SafetensorsReader::Open(absl::StrCat(folder, "/", kSideNetworkFile)));
   Parameters& parameters = network->parameters();
+  std::vector<float> tensor;
   for (const ParameterInfo& info : parameters.layout()) {
     const TensorInfo* found = reader->Find(info.name);
     if (found == nullptr) {
       return absl::InvalidArgumentError(absl::StrCat(reader->path(), ": tensor ", info.name, " is missing"));
     }
     if (found->shape != info.shape) {
-      return absl::InvalidArgumentError(absl::StrCat(reader->path(), ": tensor ", info.name, " has another shape than ",
-                                                     kSideConfigFile, " says"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(reader->path(), ": tensor ", info.name, " has another shape than ", kSideConfigFile, " says"));
     }
-    QST_RETURN_IF_ERROR(reader->ReadFloat(info.name, 0, info.num_elems(), parameters.values() + info.offset));
+    tensor.resize(static_cast<std::size_t>(info.num_elems()));
+    QST_RETURN_IF_ERROR(reader->ReadFloat(info.name, 0, info.num_elems(), tensor.data()));
+    QST_RETURN_IF_ERROR(parameters.Upload(ParameterBuffer::kValues, info, tensor.data()));
   }
   return network;
 }

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/device.h"
 #include "worker/side/side_network.h"
 
 namespace qst {
@@ -22,11 +23,11 @@ absl::Status SaveSideNetwork(const std::string& folder, const SideNetwork& netwo
 // side_config.json of a folder. kNotFound, kInvalidArgument.
 absl::StatusOr<SideNetworkConfig> LoadSideConfig(const std::string& folder);
 
-// The network of a folder, for evaluation or generation with the backbone that `frozen` is of.
+// The network of a folder, for evaluation or generation in `ctx` with the backbone that `frozen` is of.
 // kFailedPrecondition: trained for a backbone of other dimensions than `backbone`. kDataLoss, kInvalidArgument: files
 // damaged, tensors missing or of another shape.
-absl::StatusOr<std::unique_ptr<SideNetwork>> LoadSideNetwork(const std::string& folder, const BackboneDims& backbone,
-                                                             const FrozenHead& frozen);
+absl::StatusOr<std::unique_ptr<SideNetwork>> LoadSideNetwork(const OpContext& ctx, const std::string& folder,
+                                                             const BackboneDims& backbone, const FrozenHead& frozen);
 
 }  // namespace qst
 

@@ -12,6 +12,7 @@
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "kernels/cuda/device.h"
 #include "nlohmann/json.hpp"
 #include "proto/support/status_macros.h"
 #include "worker/checkpoint/file_io.h"
@@ -25,12 +26,6 @@ namespace {
 // one step waits for all of them and the next ones do not wait: a single step's speed says nothing.
 constexpr std::size_t kSpeedSteps = 50;
 
-// The linear probe beside a network: the same head, without the side network below it.
-SideNetworkConfig ProbeOf(SideNetworkConfig config) {
-  config.preset = v1::SIDE_PRESET_PROBE;
-  return config;
-}
-
 std::int64_t CountTargets(const ExampleSet& set, const Batch& batch) {
   std::int64_t num = 0;
   for (const auto& micro_batch : batch.micro_batches) {
@@ -39,13 +34,17 @@ std::int64_t CountTargets(const ExampleSet& set, const Batch& batch) {
   return num;
 }
 
+// The most of a GPU's memory that was in use by now; on CPU, what the process has now.
+std::int64_t MemoryBytes(const OpContext& ops) {
+  return ops.device == DeviceType::kCuda ? cuda::DeviceOf(*ops.stream).peak_bytes() : ResidentBytes();
+}
+
 }  // namespace
 
-Trainer::Trainer(TrainerOptions options, std::unique_ptr<SideNetwork> network, std::unique_ptr<SideNetwork> probe,
-                 ExampleSet train, ExampleSet eval, HiddenStateStream* stream, const OpContext& ops,
-                 TrainerCallbacks callbacks, Batcher batcher)
+Trainer::Trainer(TrainerOptions options, Learner learner, Learner probe, ExampleSet train, ExampleSet eval,
+                 HiddenStateStream* stream, const OpContext& ops, TrainerCallbacks callbacks, Batcher batcher)
     : options_(std::move(options)),
-      network_(std::move(network)),
+      learner_(std::move(learner)),
       probe_(std::move(probe)),
       train_(std::move(train)),
       eval_(std::move(eval)),
@@ -74,14 +73,22 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(TrainerOptions options,
   batching.micro_batch_tokens = options.settings.micro_batch_tokens;
   batching.shuffle = options.settings.shuffle;
   QST_ASSIGN_OR_RETURN(Batcher batcher, Batcher::Create(batching, train.Lengths()));
-  QST_ASSIGN_OR_RETURN(std::unique_ptr<SideNetwork> network,
-                       SideNetwork::Create(options.side, frozen, options.settings.seed));
-  std::unique_ptr<SideNetwork> probe;
+  QST_ASSIGN_OR_RETURN(Learner learner, MakeLearner(ops, options.side, frozen, options.settings));
+  Learner probe;
   if (options.settings.linear_probe) {
-    QST_ASSIGN_OR_RETURN(probe, SideNetwork::Create(ProbeOf(options.side), frozen, options.settings.seed));
+    QST_ASSIGN_OR_RETURN(probe, MakeLearner(ops, ProbeOf(options.side), frozen, options.settings));
   }
-  return absl::WrapUnique(new Trainer(std::move(options), std::move(network), std::move(probe), std::move(train),
+  return absl::WrapUnique(new Trainer(std::move(options), std::move(learner), std::move(probe), std::move(train),
                                       std::move(eval), stream, ops, std::move(callbacks), std::move(batcher)));
+}
+
+absl::StatusOr<Trainer::Learner> Trainer::MakeLearner(const OpContext& ops, const SideNetworkConfig& config,
+                                                      const FrozenHead& frozen, const TrainSettings& settings) {
+  Learner learner;
+  QST_ASSIGN_OR_RETURN(learner.network, SideNetwork::Create(ops, config, frozen, settings.seed));
+  QST_ASSIGN_OR_RETURN(learner.optimizer,
+                       Optimizer::Create(ops, settings, config.gate_lr_scale, &learner.network->parameters()));
+  return learner;
 }
 
 absl::Status Trainer::Run() {
@@ -90,7 +97,7 @@ absl::Status Trainer::Run() {
   QST_RETURN_IF_ERROR(Restore());
   QST_RETURN_IF_ERROR(TrainFrom(state_.step));
   QST_RETURN_IF_ERROR(metrics_->Sync());
-  return SaveSideNetwork(options_.job_folder + "/results", *network_);
+  return SaveSideNetwork(options_.job_folder + "/results", *learner_.network);
 }
 
 absl::Status Trainer::TrainFrom(std::int64_t steps_done) {
@@ -98,7 +105,8 @@ absl::Status Trainer::TrainFrom(std::int64_t steps_done) {
   WorkSequence work(*plan_, &batcher_, eval_micro_batches_, steps_done);
   MicroBatchQueue queue({settings.backbone_batch_tokens, settings.max_passes_in_flight, options_.side.first_layer()},
                         &train_, &eval_, &work, stream_, &is_cancelled_);
-  const TrainingContext context{ops_, &settings, &train_, &eval_, network_.get(), probe_.get(), &queue};
+  const TrainingContext context{
+      ops_, learner_.network.get(), learner_.optimizer.get(), probe_.network.get(), probe_.optimizer.get(), &queue};
   const LearningRate learning_rate(settings, plan_->total_steps());
   // The look-ahead asks the batcher for later steps: a copy of its own keeps each from disturbing the other's epoch.
   Batcher batcher = batcher_;
@@ -187,7 +195,7 @@ absl::Status Trainer::LogStep(std::int64_t step, double learning_rate, const Ste
   metrics.grad_norm = result.grad_norm;
   metrics.tokens = state_.tokens;
   metrics.elapsed_s = ElapsedSeconds();
-  metrics.device_memory_bytes = ResidentBytes();
+  metrics.device_memory_bytes = MemoryBytes(ops_);
   metrics.wait_s = absl::ToDoubleSeconds(since_logged_.wait_time);
   metrics.side_s = absl::ToDoubleSeconds(since_logged_.side_time);
   metrics.optimizer_s = absl::ToDoubleSeconds(since_logged_.optimizer_time);
@@ -208,8 +216,8 @@ absl::Status Trainer::SaveState(std::int64_t step) {
 }
 
 CheckpointGroups Trainer::Groups() const {
-  CheckpointGroups groups = {{"", &network_->parameters()}};
-  if (probe_ != nullptr) groups.push_back({"probe.", &probe_->parameters()});
+  CheckpointGroups groups = {{"", &learner_.network->parameters()}};
+  if (probe_.network != nullptr) groups.push_back({"probe.", &probe_.network->parameters()});
   return groups;
 }
 
@@ -232,8 +240,9 @@ absl::Status Trainer::Restore() {
     elapsed_before_s_ = state_.elapsed_s;
     ReportMessage(absl::StrCat("resuming after step ", state_.step, " of ", plan_->total_steps()));
   } else {
-    network_->parameters().Initialise(options_.settings.seed);
-    if (probe_ != nullptr) probe_->parameters().Initialise(options_.settings.seed);
+    for (const CheckpointGroup& group : Groups()) {
+      QST_RETURN_IF_ERROR(group.parameters->Initialise(options_.settings.seed));
+    }
     state_ = TrainerState();
     state_.seed = options_.settings.seed;
     state_.config_fingerprint = fingerprint;

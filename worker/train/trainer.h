@@ -21,6 +21,7 @@
 #include "worker/train/example_set.h"
 #include "worker/train/metrics_log.h"
 #include "worker/train/micro_batch_queue.h"
+#include "worker/train/optimizer.h"
 #include "worker/train/settings.h"
 #include "worker/train/training_checkpoint.h"
 #include "worker/train/training_plan.h"
@@ -50,7 +51,8 @@ struct TrainerCallbacks {
 // aborts the stream, which wakes Run if it waits.
 class Trainer {
  public:
-  // `frozen`'s views, `stream` and what `ops` points to must outlive the trainer. `eval` may be empty.
+  // Everything is computed in `ops`; `frozen`'s views and the stream's states lie in the memory of its device. What
+  // `frozen` and `ops` point to, and `stream`, must outlive the trainer. `eval` may be empty.
   // kInvalidArgument: no training examples, examples that do not fit the model or the task.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(TrainerOptions options, const FrozenHead& frozen,
                                                          ExampleSet train, ExampleSet eval, HiddenStateStream* stream,
@@ -62,14 +64,20 @@ class Trainer {
   void Cancel() { is_cancelled_ = true; }
 
   const TrainingPlan& plan() const { return *plan_; }
-  SideNetwork& network() { return *network_; }
+  SideNetwork& network() { return *learner_.network; }
   // Of the newest evaluation, after Run.
   const std::map<std::string, double>& last_eval() const { return state_.last_eval; }
 
  private:
-  Trainer(TrainerOptions options, std::unique_ptr<SideNetwork> network, std::unique_ptr<SideNetwork> probe,
-          ExampleSet train, ExampleSet eval, HiddenStateStream* stream, const OpContext& ops,
-          TrainerCallbacks callbacks, Batcher batcher);
+  // A network and what trains it.
+  struct Learner {
+    std::unique_ptr<SideNetwork> network;
+    std::unique_ptr<Optimizer> optimizer;
+  };
+  static absl::StatusOr<Learner> MakeLearner(const OpContext& ops, const SideNetworkConfig& config,
+                                             const FrozenHead& frozen, const TrainSettings& settings);
+  Trainer(TrainerOptions options, Learner learner, Learner probe, ExampleSet train, ExampleSet eval,
+          HiddenStateStream* stream, const OpContext& ops, TrainerCallbacks callbacks, Batcher batcher);
 
   // All that the result depends on besides the code: two runs with equal text do the same.
   std::string Fingerprint() const;
@@ -92,8 +100,8 @@ class Trainer {
   double ElapsedSeconds() const;
 
   const TrainerOptions options_;
-  const std::unique_ptr<SideNetwork> network_;
-  const std::unique_ptr<SideNetwork> probe_;  // null unless settings.linear_probe
+  const Learner learner_;
+  const Learner probe_;  // nulls unless settings.linear_probe
   const ExampleSet train_;
   const ExampleSet eval_;
   HiddenStateStream* const stream_;
@@ -109,7 +117,7 @@ class Trainer {
   absl::Time run_start_;
   double elapsed_before_s_ = 0.0;
   std::optional<double> last_loss_;
-  StepResult since_logged_;        // sums over the steps since the last metrics line
+  StepResult since_logged_;  // sums over the steps since the last metrics line
   std::deque<StepResult> recent_steps_;
 };
 

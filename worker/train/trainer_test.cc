@@ -11,8 +11,10 @@
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "kernels/testing/test_memory.h"
 #include "proto/support/status_matchers.h"
 #include "worker/side/random.h"
+#include "worker/testing/test_device.h"
 #include "worker/train/results.h"
 #include "worker/train/testing/fake_hidden_state_stream.h"
 
@@ -58,15 +60,12 @@ std::vector<EncodedExample> MakeExamples(int num, bool is_classification, std::u
   return out;
 }
 
-class TrainerTest : public testing::Test {
+class TrainerTest : public DeviceTest {
  protected:
-  TrainerTest() : threads_(2) {
-    ops_.threads = &threads_;
-    ops_.isa = *ResolveIsa(CpuIsa::kAuto);
+  TrainerTest() : ops_(ctx_), norm_(kHidden, 1.0f), lm_head_(kVocab * kHidden) {
     Random random(5, "head");
     for (float& value : lm_head_) value = random.Symmetric(0.5f);
-    folder_ = absl::StrCat(testing::TempDir(), "/trainer_test_", getpid(), "_",
-                           testing::UnitTest::GetInstance()->current_test_info()->name());
+    folder_ = absl::StrCat(testing::TempDir(), "/trainer_test_", getpid(), "_", TestDeviceName(GetParam()));
     std::filesystem::remove_all(folder_);
     SetTask(v1::TASK_TYPE_CAUSAL_LM);
     options_.settings.max_steps = 12;
@@ -100,9 +99,9 @@ class TrainerTest : public testing::Test {
 
   FrozenHead Frozen() const {
     FrozenHead frozen;
-    frozen.final_norm = Matrix(static_cast<const float*>(norm_), 1, kHidden);
+    frozen.final_norm = Matrix(norm_.data(), 1, kHidden);
     if (!options_.side.is_classification()) {
-      frozen.lm_head = WeightView::Dense(Matrix(static_cast<const float*>(lm_head_), kVocab, kHidden));
+      frozen.lm_head = WeightView::Dense(Matrix(lm_head_.data(), kVocab, kHidden));
     }
     return frozen;
   }
@@ -151,10 +150,9 @@ class TrainerTest : public testing::Test {
     return out;
   }
 
-  ThreadPool threads_;
   OpContext ops_;
-  float norm_[kHidden] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-  float lm_head_[kVocab * kHidden];
+  TestVector<float> norm_;
+  TestVector<float> lm_head_;
   std::string folder_;
   TrainerOptions options_;
   FakeHiddenStateStream::Options stream_options_;
@@ -165,7 +163,7 @@ class TrainerTest : public testing::Test {
   std::vector<std::string> messages_;
 };
 
-TEST_F(TrainerTest, LanguageModelLearnsFromTheUntouchedModelOn) {
+TEST_P(TrainerTest, LanguageModelLearnsFromTheUntouchedModelOn) {
   options_.settings.max_steps = 60;
   options_.settings.eval_every_steps = 30;
   QST_ASSERT_OK(Train("job"));
@@ -177,7 +175,7 @@ TEST_F(TrainerTest, LanguageModelLearnsFromTheUntouchedModelOn) {
   EXPECT_NEAR(std::log(EvalValues("perplexity")[2]), losses[2], 1e-6);
 }
 
-TEST_F(TrainerTest, ClassifierLearnsAndWritesPredictions) {
+TEST_P(TrainerTest, ClassifierLearnsAndWritesPredictions) {
   SetTask(v1::TASK_TYPE_CLASSIFICATION);
   options_.settings.max_steps = 80;
   options_.settings.eval_every_steps = 0;
@@ -205,7 +203,7 @@ TEST_F(TrainerTest, ClassifierLearnsAndWritesPredictions) {
   EXPECT_DOUBLE_EQ(num_correct / 20.0, EvalValues("accuracy").back());
 }
 
-TEST_F(TrainerTest, ProbeReadsOnlyTheLastLayer) {
+TEST_P(TrainerTest, ProbeReadsOnlyTheLastLayer) {
   SetTask(v1::TASK_TYPE_CLASSIFICATION, v1::SIDE_PRESET_PROBE);
   options_.settings.learning_rate = 3e-2;
   options_.settings.max_steps = 40;
@@ -214,7 +212,7 @@ TEST_F(TrainerTest, ProbeReadsOnlyTheLastLayer) {
   EXPECT_LT(EvalValues("loss").back(), EvalValues("loss").front());
 }
 
-TEST_F(TrainerTest, ALinearProbeBesideTheNetworkIsTheProbeTrainedAloneAndDisturbsNothing) {
+TEST_P(TrainerTest, ALinearProbeBesideTheNetworkIsTheProbeTrainedAloneAndDisturbsNothing) {
   SetTask(v1::TASK_TYPE_CLASSIFICATION);
   options_.settings.learning_rate = 1e-2;
   QST_ASSERT_OK(Train("without"));
@@ -239,7 +237,7 @@ TEST_F(TrainerTest, ALinearProbeBesideTheNetworkIsTheProbeTrainedAloneAndDisturb
   EXPECT_EQ(EvalValues("probe_accuracy").back(), alone.back());
 }
 
-TEST_F(TrainerTest, GroupingIntoPassesDoesNotChangeABit) {
+TEST_P(TrainerTest, GroupingIntoPassesDoesNotChangeABit) {
   QST_ASSERT_OK(Train("small"));
   const std::string expected = Curve();
   const std::uint64_t num_passes = stream_->num_submitted();
@@ -258,7 +256,7 @@ TEST_F(TrainerTest, GroupingIntoPassesDoesNotChangeABit) {
   EXPECT_EQ(NetworkBytes("small"), NetworkBytes("lockstep"));
 }
 
-TEST_F(TrainerTest, ThreadsDoNotChangeABit) {
+TEST_P(TrainerTest, ThreadsDoNotChangeABit) {
   QST_ASSERT_OK(Train("two"));
   const std::string expected = Curve();
   ThreadPool one(1);
@@ -272,7 +270,7 @@ TEST_F(TrainerTest, ThreadsDoNotChangeABit) {
   EXPECT_EQ(NetworkBytes("one"), NetworkBytes("five"));
 }
 
-TEST_F(TrainerTest, CancelStopsAtTheNextMicroBatch) {
+TEST_P(TrainerTest, CancelStopsAtTheNextMicroBatch) {
   callbacks_.on_progress = [this](const v1::JobProgress& progress) {
     if (progress.step() == 4) trainer_->Cancel();
   };
@@ -282,7 +280,7 @@ TEST_F(TrainerTest, CancelStopsAtTheNextMicroBatch) {
 }
 
 // A run that ends after step 7 and one that goes on from its last checkpoint, that of step 6.
-TEST_F(TrainerTest, ResumedRunEqualsAnUninterruptedOneToTheLastBit) {
+TEST_P(TrainerTest, ResumedRunEqualsAnUninterruptedOneToTheLastBit) {
   QST_ASSERT_OK(Train("whole"));
   const std::string expected = Curve();
   callbacks_.on_progress = [this](const v1::JobProgress& p) {
@@ -303,7 +301,7 @@ TEST_F(TrainerTest, ResumedRunEqualsAnUninterruptedOneToTheLastBit) {
   EXPECT_EQ(Curve(), expected);
 }
 
-TEST_F(TrainerTest, ResumingAFinishedRunOnlyWritesTheResultsAgain) {
+TEST_P(TrainerTest, ResumingAFinishedRunOnlyWritesTheResultsAgain) {
   QST_ASSERT_OK(Train("job"));
   const std::string network = NetworkBytes("job");
   std::filesystem::remove(folder_ + "/job/results/" + kSideNetworkFile);
@@ -312,7 +310,7 @@ TEST_F(TrainerTest, ResumingAFinishedRunOnlyWritesTheResultsAgain) {
   EXPECT_EQ(NetworkBytes("job"), network);
 }
 
-TEST_F(TrainerTest, ADamagedCheckpointIsPassedOverForAnOlderOne) {
+TEST_P(TrainerTest, ADamagedCheckpointIsPassedOverForAnOlderOne) {
   QST_ASSERT_OK(Train("whole"));
   const std::string network = NetworkBytes("whole");
   for (const char* file : {"state.safetensors", "trainer_state.json"}) {
@@ -337,7 +335,7 @@ TEST_F(TrainerTest, ADamagedCheckpointIsPassedOverForAnOlderOne) {
   }
 }
 
-TEST_F(TrainerTest, ACheckpointThatWasCutShortIsPassedOver) {
+TEST_P(TrainerTest, ACheckpointThatWasCutShortIsPassedOver) {
   callbacks_.on_progress = [this](const v1::JobProgress& p) {
     if (p.step() == 4) trainer_->Cancel();
   };
@@ -352,7 +350,7 @@ TEST_F(TrainerTest, ACheckpointThatWasCutShortIsPassedOver) {
   EXPECT_FALSE(std::filesystem::exists(folder_ + "/job/checkpoints/.incomplete-step-9"));
 }
 
-TEST_F(TrainerTest, ResumesWithoutItsOldMetrics) {
+TEST_P(TrainerTest, ResumesWithoutItsOldMetrics) {
   QST_ASSERT_OK(Train("whole"));
   callbacks_.on_progress = [this](const v1::JobProgress& p) {
     if (p.step() == 7) trainer_->Cancel();
@@ -365,7 +363,7 @@ TEST_F(TrainerTest, ResumesWithoutItsOldMetrics) {
   EXPECT_EQ(NetworkBytes("job"), NetworkBytes("whole"));
 }
 
-TEST_F(TrainerTest, KeepsTheNewestCheckpoints) {
+TEST_P(TrainerTest, KeepsTheNewestCheckpoints) {
   options_.settings.save_initial = true;
   options_.settings.checkpoint_every_steps = 5;
   options_.settings.checkpoint_keep = 3;
@@ -377,25 +375,25 @@ TEST_F(TrainerTest, KeepsTheNewestCheckpoints) {
   EXPECT_THAT(names, testing::UnorderedElementsAre("step-5", "step-10", "step-12"));
 }
 
-TEST_F(TrainerTest, RefusesACheckpointOfOtherSettings) {
+TEST_P(TrainerTest, RefusesACheckpointOfOtherSettings) {
   QST_ASSERT_OK(Train("job"));
   options_.settings.learning_rate *= 2;
   EXPECT_THAT(Train("job"), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("other settings or data")));
 }
 
-TEST_F(TrainerTest, StopsWhereTheLossIsNotFinite) {
+TEST_P(TrainerTest, StopsWhereTheLossIsNotFinite) {
   stream_options_.nan_layer = 1;
   stream_options_.nan_from_pass = 3;
   EXPECT_THAT(Train("job"), StatusIs(absl::StatusCode::kFailedPrecondition,
                                      HasSubstr("in the backbone's hidden state of layer 1")));
 }
 
-TEST_F(TrainerTest, PassesOnTheLossOfAStage) {
+TEST_P(TrainerTest, PassesOnTheLossOfAStage) {
   stream_options_.lost_at_pass = 2;
   EXPECT_THAT(Train("job"), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("stage 1 was lost")));
 }
 
-TEST_F(TrainerTest, MetricLinesHaveTheirFields) {
+TEST_P(TrainerTest, MetricLinesHaveTheirFields) {
   options_.settings.log_every_steps = 5;
   QST_ASSERT_OK(Train("job"));
   std::vector<int> steps;
@@ -413,7 +411,7 @@ TEST_F(TrainerTest, MetricLinesHaveTheirFields) {
   EXPECT_EQ(ReadFile(folder_ + "/job/results/metrics.jsonl").empty(), false);
 }
 
-TEST_F(TrainerTest, ReportsItsStatesInOrder) {
+TEST_P(TrainerTest, ReportsItsStatesInOrder) {
   std::string states;
   callbacks_.on_state = [&](TrainerCallbacks::State state) {
     states += state == TrainerCallbacks::State::kRunning ? 'R' : 'E';
@@ -422,23 +420,24 @@ TEST_F(TrainerTest, ReportsItsStatesInOrder) {
   EXPECT_EQ(states, "ERERERE");  // before the first step, after 5, 10 and 12
 }
 
-TEST_F(TrainerTest, SavedNetworkComesBackTheSame) {
+TEST_P(TrainerTest, SavedNetworkComesBackTheSame) {
   QST_ASSERT_OK(Train("job"));
   const std::string folder = folder_ + "/job/results";
-  const auto network = LoadSideNetwork(folder, options_.side.backbone, Frozen());
+  const auto network = LoadSideNetwork(ops_, folder, options_.side.backbone, Frozen());
   QST_ASSERT_OK(network);
-  const Parameters& expected = trainer_->network().parameters();
-  const Parameters& actual = (*network)->parameters();
-  EXPECT_EQ(std::vector<float>(expected.values(), expected.values() + expected.size()),
-            std::vector<float>(actual.values(), actual.values() + actual.size()));
+  const auto expected = trainer_->network().parameters().Download(ParameterBuffer::kValues);
+  const auto actual = (*network)->parameters().Download(ParameterBuffer::kValues);
+  QST_ASSERT_OK(expected);
+  QST_ASSERT_OK(actual);
+  EXPECT_EQ(*expected, *actual);
   BackboneDims other = options_.side.backbone;
   other.num_layers = 3;
-  EXPECT_THAT(LoadSideNetwork(folder, other, Frozen()),
+  EXPECT_THAT(LoadSideNetwork(ops_, folder, other, Frozen()),
               StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("trained for a model with")));
-  EXPECT_THAT(LoadSideNetwork(folder_, options_.side.backbone, Frozen()), StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_THAT(LoadSideNetwork(ops_, folder_, options_.side.backbone, Frozen()), StatusIs(absl::StatusCode::kNotFound));
 }
 
-TEST_F(TrainerTest, RefusesExamplesThatDoNotFit) {
+TEST_P(TrainerTest, RefusesExamplesThatDoNotFit) {
   FakeHiddenStateStream stream{FakeHiddenStateStream::Options()};
   options_.job_folder = folder_;
   const auto create = [&](std::vector<EncodedExample> examples) {
@@ -461,6 +460,62 @@ TEST_F(TrainerTest, RefusesExamplesThatDoNotFit) {
   example.label = 3;
   EXPECT_THAT(create({example}), StatusIs(code, HasSubstr("class 3 is outside the 3 labels")));
 }
+
+// On two devices: float32 everywhere, so that only the order of sums tells them apart.
+class TrainerDevicesTest : public TrainerTest {
+ protected:
+  void SetUp() override { QST_SKIP_WITHOUT_DEVICE(DeviceType::kCuda); }
+  void UseDevice(DeviceType device) { ops_ = TestDeviceContext(device, &threads_); }
+  // Values of one field of all lines that have it.
+  std::vector<double> Field(const char* name) const {
+    std::vector<double> out;
+    for (const nlohmann::json& line : lines_) {
+      if (line.contains(name)) out.push_back(line[name]);
+    }
+    return out;
+  }
+  static void ExpectNear(const std::vector<double>& expected, const std::vector<double>& actual, double relative) {
+    ASSERT_EQ(expected.size(), actual.size());
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      EXPECT_NEAR(expected[i], actual[i], relative * std::abs(expected[i])) << i;
+    }
+  }
+};
+
+TEST_P(TrainerDevicesTest, LossCurvesOfGpuAndCpuAgree) {
+  options_.settings.max_steps = 30;
+  UseDevice(DeviceType::kCpu);
+  QST_ASSERT_OK(Train("cpu"));
+  const std::vector<double> losses = Field("loss");
+  const std::vector<double> norms = Field("grad_norm");
+  const std::vector<double> evals = EvalValues("loss");
+  UseDevice(DeviceType::kCuda);
+  QST_ASSERT_OK(Train("cuda"));
+  ExpectNear(losses, Field("loss"), 1e-4);
+  ExpectNear(norms, Field("grad_norm"), 1e-2);
+  ExpectNear(evals, EvalValues("loss"), 1e-4);
+}
+
+// The parameter is the device that writes the checkpoint; the other one goes on from it.
+TEST_P(TrainerDevicesTest, ACheckpointOfOneDeviceIsResumedOnTheOther) {
+  const DeviceType first = GetParam();
+  const DeviceType second = first == DeviceType::kCpu ? DeviceType::kCuda : DeviceType::kCpu;
+  UseDevice(first);
+  QST_ASSERT_OK(Train("whole"));
+  const std::vector<double> losses = Field("loss");
+  callbacks_.on_progress = [this](const v1::JobProgress& p) {
+    if (p.step() == 7) trainer_->Cancel();
+  };
+  EXPECT_THAT(Train("moved"), StatusIs(absl::StatusCode::kCancelled));
+  callbacks_.on_progress = nullptr;
+  UseDevice(second);
+  QST_ASSERT_OK(Train("moved"));
+  EXPECT_EQ(messages_.at(0), "resuming after step 6 of 12");
+  ExpectNear({losses.begin() + 6, losses.end()}, Field("loss"), 1e-4);
+}
+
+QST_INSTANTIATE_DEVICE_TEST(TrainerTest);
+QST_INSTANTIATE_DEVICE_TEST(TrainerDevicesTest);
 
 }  // namespace
 }  // namespace qst

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <memory>
 #include <string>
@@ -42,16 +42,15 @@ constexpr std::uint64_t kMaxJsonBytes = 1 << 20;
 // The three buffers of a group that make up its state, and the prefixes of their tensors in the file.
 struct StateBuffer {
   std::string prefix;
-  float* data;
-  const std::vector<ParameterInfo>* layout;
+  ParameterBuffer buffer;
+  Parameters* parameters;
 };
 std::vector<StateBuffer> StateBuffers(const CheckpointGroups& groups) {
   std::vector<StateBuffer> buffers;
   for (const CheckpointGroup& group : groups) {
-    Parameters& parameters = *group.parameters;
-    buffers.push_back({kValuesPrefix + group.prefix, parameters.values(), &parameters.layout()});
-    buffers.push_back({kExpAvgPrefix + group.prefix, parameters.exp_avg(), &parameters.layout()});
-    buffers.push_back({kExpAvgSqPrefix + group.prefix, parameters.exp_avg_sq(), &parameters.layout()});
+    buffers.push_back({kValuesPrefix + group.prefix, ParameterBuffer::kValues, group.parameters});
+    buffers.push_back({kExpAvgPrefix + group.prefix, ParameterBuffer::kExpAvg, group.parameters});
+    buffers.push_back({kExpAvgSqPrefix + group.prefix, ParameterBuffer::kExpAvgSq, group.parameters});
   }
   return buffers;
 }
@@ -131,7 +130,7 @@ absl::StatusOr<TrainerState> StateFromJson(const std::string& text, const std::s
 
 absl::Status CheckTensors(const SafetensorsReader& reader, const CheckpointGroups& groups) {
   for (const StateBuffer& buffer : StateBuffers(groups)) {
-    for (const ParameterInfo& info : *buffer.layout) {
+    for (const ParameterInfo& info : buffer.parameters->layout()) {
       const std::string name = buffer.prefix + info.name;
       const TensorInfo* found = reader.Find(name);
       if (found == nullptr || found->dtype != DType::kF32 || found->shape != info.shape) {
@@ -157,9 +156,9 @@ absl::StatusOr<TrainerState> LoadCheckpoint(const std::string& folder, const Che
   }
   QST_RETURN_IF_ERROR(CheckTensors(*reader, groups));
   for (const StateBuffer& buffer : StateBuffers(groups)) {
-    for (const ParameterInfo& info : *buffer.layout) {
+    for (const ParameterInfo& info : buffer.parameters->layout()) {
       const SafetensorsReader::RawTensor raw = reader->Raw(buffer.prefix + info.name);
-      std::memcpy(buffer.data + info.offset, raw.data, raw.num_bytes);
+      QST_RETURN_IF_ERROR(buffer.parameters->Upload(buffer.buffer, info, raw.data));
     }
   }
   return state;
@@ -188,14 +187,21 @@ absl::Status SaveCheckpoint(const std::string& folder, const TrainerState& state
 
   std::vector<SafetensorsEntry> entries;
   for (const StateBuffer& buffer : StateBuffers(groups)) {
-    for (const ParameterInfo& info : *buffer.layout) {
-      entries.push_back({buffer.prefix + info.name, DType::kF32, info.shape, buffer.data + info.offset});
+    for (const ParameterInfo& info : buffer.parameters->layout()) {
+      entries.push_back({buffer.prefix + info.name, DType::kF32, info.shape});
     }
   }
   QST_ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsStreamWriter> writer,
                        SafetensorsStreamWriter::Create(absl::StrCat(temp_folder, "/", kStateFile), entries,
                                                        {{"format", "qst-training-checkpoint"}}));
-  for (const SafetensorsEntry& entry : entries) QST_RETURN_IF_ERROR(writer->Append(entry.data, entry.NumBytes()));
+  std::vector<float> tensor;
+  for (const StateBuffer& buffer : StateBuffers(groups)) {
+    for (const ParameterInfo& info : buffer.parameters->layout()) {
+      tensor.resize(static_cast<std::size_t>(info.num_elems()));
+      QST_RETURN_IF_ERROR(buffer.parameters->Download(buffer.buffer, info, tensor.data()));
+      QST_RETURN_IF_ERROR(writer->Append(tensor.data(), tensor.size() * sizeof(float)));
+    }
+  }
   QST_RETURN_IF_ERROR(writer->Finish());
 
   Json json = StateToJson(state, writer->HexDigest());

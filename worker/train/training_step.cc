@@ -6,11 +6,12 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "kernels/device_memory.h"
 #include "proto/support/status_macros.h"
-#include "worker/train/optimizer.h"
 
 namespace qst {
 namespace {
@@ -29,20 +30,28 @@ absl::StatusOr<MicroBatch> NextOfKind(MicroBatchQueue* queue, WorkItem::Kind kin
 
 constexpr char kAdvice[] = "; lower train.learning_rate or side.gate_lr_scale, or set train.clip_norm";
 
-absl::Status NonFiniteLoss(const SideNetwork& network, std::int64_t step) {
-  return absl::FailedPreconditionError(absl::StrCat("step ", step,
-                                                    ": the loss is not a finite number; the first such value is in ",
-                                                    network.DescribeNonFinite(), kAdvice));
+// Adds the losses of the network's newest micro-batch, which it waits for.
+absl::Status AddLosses(const SideNetwork& network, std::int64_t step, double* loss_sum) {
+  QST_ASSIGN_OR_RETURN(const Predictions predictions, network.FetchPredictions());
+  const double sum = Sum(predictions.losses);
+  if (!std::isfinite(sum)) {
+    return absl::FailedPreconditionError(absl::StrCat("step ", step,
+                                                      ": the loss is not a finite number; the first such value is in ",
+                                                      network.DescribeNonFinite(), kAdvice));
+  }
+  *loss_sum += sum;
+  return absl::OkStatus();
 }
 
-absl::Status NonFiniteGradient(SideNetwork* network, std::int64_t step) {
+// The norm of the optimizer's newest step, which it waits for.
+absl::StatusOr<double> FetchNorm(const Optimizer& optimizer, const Parameters& parameters, std::int64_t step) {
+  QST_ASSIGN_OR_RETURN(const double norm, optimizer.FetchGradientNorm());
+  if (std::isfinite(norm)) return norm;
+  QST_ASSIGN_OR_RETURN(const std::vector<float> gradients, parameters.Download(ParameterBuffer::kGradients));
   std::string name = "?";
-  Parameters& parameters = network->parameters();
   for (const ParameterInfo& info : parameters.layout()) {
-    const float* gradient = parameters.gradients() + info.offset;
-    bool is_finite = true;
-    for (std::int64_t i = 0; i < info.num_elems(); ++i) is_finite = is_finite && std::isfinite(gradient[i]);
-    if (!is_finite) {
+    const auto begin = gradients.begin() + info.offset;
+    if (!std::all_of(begin, begin + info.num_elems(), [](float value) { return std::isfinite(value); })) {
       name = info.name;
       break;
     }
@@ -57,44 +66,47 @@ absl::StatusOr<StepResult> RunTrainingStep(const TrainingContext& context, std::
                                            std::int64_t num_micro_batches, std::int64_t num_targets,
                                            double learning_rate) {
   SideNetwork& network = *context.network;
+  SideNetwork* const probe = context.probe;
+  QST_CHECK(num_micro_batches > 0);
   StepResult result;
   const absl::Time start = absl::Now();
   const absl::Duration waited_before = context.queue->waiting_time();
 
-  network.parameters().ZeroGradients();
-  if (context.probe != nullptr) context.probe->parameters().ZeroGradients();
+  QST_RETURN_IF_ERROR(network.parameters().ZeroGradients());
+  if (probe != nullptr) QST_RETURN_IF_ERROR(probe->parameters().ZeroGradients());
   const float grad_scale = num_targets > 0 ? 1.0f / static_cast<float>(num_targets) : 0.0f;
   double loss_sum = 0.0;
-  Predictions predictions;
   for (std::int64_t i = 0; i < num_micro_batches; ++i) {
+    // The next micro-batch takes the memory of this one, so its losses are looked at first.
+    if (i > 0) QST_RETURN_IF_ERROR(AddLosses(network, step, &loss_sum));
     QST_ASSIGN_OR_RETURN(const MicroBatch micro_batch, NextOfKind(context.queue, WorkItem::Kind::kTrain));
     QST_CHECK(micro_batch.work.step == step);
-    QST_RETURN_IF_ERROR(
-        network.AccumulateGradients(context.ops, micro_batch.batch, context.queue->States(), grad_scale, &predictions));
-    const double sum = Sum(predictions.losses);
-    if (!std::isfinite(sum)) return NonFiniteLoss(network, step);
-    loss_sum += sum;
-    result.tokens += micro_batch.num_tokens();
-    if (context.probe != nullptr) {
-      QST_RETURN_IF_ERROR(context.probe->AccumulateGradients(context.ops, micro_batch.batch, context.queue->States(),
-                                                             grad_scale, &predictions));
+    QST_RETURN_IF_ERROR(network.AccumulateGradients(micro_batch.batch, context.queue->States(), grad_scale));
+    if (probe != nullptr) {
+      QST_RETURN_IF_ERROR(probe->AccumulateGradients(micro_batch.batch, context.queue->States(), grad_scale));
     }
+    result.tokens += micro_batch.num_tokens();
+  }
+  result.wait_time = context.queue->waiting_time() - waited_before;
+  QST_ASSIGN_OR_RETURN(DeviceEvent gradients_done, DeviceEvent::Create(context.ops));
+  QST_RETURN_IF_ERROR(gradients_done.Record(context.ops));
+  const absl::Time gradients_enqueued = absl::Now();
+  QST_RETURN_IF_ERROR(context.optimizer->Step(learning_rate, step));
+  if (probe != nullptr) QST_RETURN_IF_ERROR(context.probe_optimizer->Step(learning_rate, step));
+
+  // From here on the host waits for the device. A loss that is not finite has left the parameters as they were: the
+  // gradients' norm is not finite either.
+  const absl::Time all_enqueued = absl::Now();
+  QST_RETURN_IF_ERROR(gradients_done.Wait());
+  const absl::Duration waited_for_gradients = absl::Now() - all_enqueued;
+  QST_RETURN_IF_ERROR(AddLosses(network, step, &loss_sum));
+  QST_ASSIGN_OR_RETURN(result.grad_norm, FetchNorm(*context.optimizer, network.parameters(), step));
+  if (probe != nullptr) {
+    QST_RETURN_IF_ERROR(FetchNorm(*context.probe_optimizer, probe->parameters(), step).status());
   }
   result.loss = num_targets > 0 ? loss_sum / static_cast<double>(num_targets) : 0.0;
-  result.wait_time = context.queue->waiting_time() - waited_before;
-  const absl::Time gradients_done = absl::Now();
-  result.side_time = gradients_done - start - result.wait_time;
-
-  QST_ASSIGN_OR_RETURN(result.grad_norm, OptimizerStep(context.ops, *context.settings, network.config().gate_lr_scale,
-                                                       learning_rate, step, &network.parameters()));
-  if (!std::isfinite(result.grad_norm)) return NonFiniteGradient(&network, step);
-  if (context.probe != nullptr) {
-    QST_ASSIGN_OR_RETURN(const double probe_norm,
-                         OptimizerStep(context.ops, *context.settings, context.probe->config().gate_lr_scale,
-                                       learning_rate, step, &context.probe->parameters()));
-    if (!std::isfinite(probe_norm)) return NonFiniteGradient(context.probe, step);
-  }
-  result.optimizer_time = absl::Now() - gradients_done;
+  result.side_time = gradients_enqueued - start - result.wait_time + waited_for_gradients;
+  result.optimizer_time = absl::Now() - gradients_enqueued - waited_for_gradients;
   return result;
 }
 
@@ -106,11 +118,13 @@ absl::StatusOr<EvalResult> RunEvaluation(const TrainingContext& context, std::in
   std::int64_t num_correct = 0;
   std::int64_t num_probe_correct = 0;
   std::map<std::int32_t, std::int64_t> label_counts;
-  Predictions predictions;
   for (std::int64_t i = 0; i < num_micro_batches; ++i) {
     QST_ASSIGN_OR_RETURN(const MicroBatch micro_batch, NextOfKind(context.queue, WorkItem::Kind::kEvaluate));
-    QST_RETURN_IF_ERROR(
-        context.network->Evaluate(context.ops, micro_batch.batch, context.queue->States(), &predictions));
+    QST_RETURN_IF_ERROR(context.network->Evaluate(micro_batch.batch, context.queue->States()));
+    if (context.probe != nullptr) {
+      QST_RETURN_IF_ERROR(context.probe->Evaluate(micro_batch.batch, context.queue->States()));
+    }
+    QST_ASSIGN_OR_RETURN(const Predictions predictions, context.network->FetchPredictions());
     loss_sum += Sum(predictions.losses);
     num_targets += static_cast<std::int64_t>(predictions.losses.size());
     for (std::size_t j = 0; j < predictions.predicted.size(); ++j) {
@@ -123,10 +137,9 @@ absl::StatusOr<EvalResult> RunEvaluation(const TrainingContext& context, std::in
                                   predictions.probabilities.end());
     }
     if (context.probe != nullptr) {
-      QST_RETURN_IF_ERROR(
-          context.probe->Evaluate(context.ops, micro_batch.batch, context.queue->States(), &predictions));
-      for (std::size_t j = 0; j < predictions.predicted.size(); ++j) {
-        num_probe_correct += predictions.predicted[j] == micro_batch.batch.targets[j];
+      QST_ASSIGN_OR_RETURN(const Predictions of_probe, context.probe->FetchPredictions());
+      for (std::size_t j = 0; j < of_probe.predicted.size(); ++j) {
+        num_probe_correct += of_probe.predicted[j] == micro_batch.batch.targets[j];
       }
     }
   }

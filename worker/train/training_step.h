@@ -11,21 +11,19 @@
 #include "absl/time/time.h"
 #include "kernels/device.h"
 #include "worker/side/side_network.h"
-#include "worker/train/example_set.h"
 #include "worker/train/micro_batch_queue.h"
-#include "worker/train/settings.h"
+#include "worker/train/optimizer.h"
 
 namespace qst {
 
 // What a step works on; all must outlive the call.
 struct TrainingContext {
-  OpContext ops;
-  const TrainSettings* settings = nullptr;
-  const ExampleSet* train = nullptr;
-  const ExampleSet* eval = nullptr;
+  OpContext ops;  // that of networks and optimizers
   SideNetwork* network = nullptr;
+  Optimizer* optimizer = nullptr;
   // Trained on the same batches with the same settings, as a baseline; null: none.
   SideNetwork* probe = nullptr;
+  Optimizer* probe_optimizer = nullptr;
   MicroBatchQueue* queue = nullptr;
 };
 
@@ -33,13 +31,16 @@ struct StepResult {
   double loss = 0.0;       // mean over the step's targets
   double grad_norm = 0.0;  // before clipping
   std::int64_t tokens = 0;
-  absl::Duration wait_time;       // for hidden states
-  absl::Duration side_time;       // forward and backward
+  // Of the host, which on CUDA enqueues ahead of the device: hidden states that are still being computed by this very
+  // device are waited for there, as part of side_time.
+  absl::Duration wait_time;  // for hidden states
+  absl::Duration side_time;  // forward and backward
   absl::Duration optimizer_time;
 };
 
 // Step `step` (from 1), whose micro-batches, num_micro_batches of them with num_targets targets in all, come next in
-// the queue: gradients of all, normalised by num_targets, then clipping and AdamW.
+// the queue: gradients of all, normalised by num_targets, then clipping and AdamW. Waits for the device once for each
+// micro-batch, for the last one when the optimizer's work is enqueued, too.
 // kFailedPrecondition: loss or gradient is not finite; names the step and where it began. Errors of the queue.
 absl::StatusOr<StepResult> RunTrainingStep(const TrainingContext& context, std::int64_t step,
                                            std::int64_t num_micro_batches, std::int64_t num_targets,

@@ -19,6 +19,11 @@ const nlohmann::json& File() {
   return *file;
 }
 
+TestVector<float> ToTestVector(const nlohmann::json& json) {
+  const std::vector<float> values = json;
+  return TestVector<float>(values.begin(), values.end());
+}
+
 v1::SideConfig SideConfigOf(const nlohmann::json& file, const nlohmann::json& config) {
   static const std::map<std::string, v1::SidePreset> presets = {{"paper", v1::SIDE_PRESET_PAPER},
                                                                 {"tuned", v1::SIDE_PRESET_TUNED},
@@ -73,9 +78,9 @@ GoldenCase::GoldenCase(const std::string& name) : case_(File()["cases"][name]), 
   QST_CHECK(config_.hidden_size == file["side"]["hidden_size"]);
   QST_CHECK(config_.intermediate_size == file["side"]["intermediate_size"]);
 
-  final_norm_ = file["frozen"]["final_norm"].get<std::vector<float>>();
-  lm_head_ = file["frozen"]["lm_head"].get<std::vector<float>>();
-  hidden_f32_ = file["frozen"]["hidden_states"].get<std::vector<float>>();
+  final_norm_ = ToTestVector(file["frozen"]["final_norm"]);
+  lm_head_ = ToTestVector(file["frozen"]["lm_head"]);
+  hidden_f32_ = ToTestVector(file["frozen"]["hidden_states"]);
   for (const float value : hidden_f32_) hidden_bf16_.push_back(F32ToBF16(value));
   const float* norm = final_norm_.data();
   const float* head = lm_head_.data();
@@ -102,7 +107,7 @@ void GoldenCase::LoadParameters(Parameters* parameters) const {
   for (const ParameterInfo& info : parameters->layout()) {
     const std::vector<float> values = case_["parameters"][info.name]["value"];
     QST_CHECK(static_cast<std::int64_t>(values.size()) == info.num_elems());
-    std::copy(values.begin(), values.end(), parameters->values() + info.offset);
+    QST_CHECK(parameters->Upload(ParameterBuffer::kValues, info, values.data()).ok());
   }
 }
 

@@ -10,11 +10,12 @@
 #include "nlohmann/json.hpp"
 #include "kernels/dtype.h"
 #include "kernels/tensor.h"
+#include "kernels/testing/test_memory.h"
 #include "worker/side/side_network.h"
 
 namespace qst {
 
-// One case, with the memory that its views point to.
+// One case, with the memory that its views point to: every device can reach it.
 class GoldenCase {
  public:
   explicit GoldenCase(const std::string& name);
@@ -37,10 +38,10 @@ class GoldenCase {
   SideNetworkConfig config_;
   FrozenHead frozen_;
   SideBatch batch_;
-  std::vector<float> final_norm_;
-  std::vector<float> lm_head_;
-  std::vector<float> hidden_f32_;           // [N + 1, T, d]
-  std::vector<std::uint16_t> hidden_bf16_;  // the same; exact
+  TestVector<float> final_norm_;
+  TestVector<float> lm_head_;
+  TestVector<float> hidden_f32_;           // [N + 1, T, d]
+  TestVector<std::uint16_t> hidden_bf16_;  // the same; exact
 };
 
 }  // namespace qst

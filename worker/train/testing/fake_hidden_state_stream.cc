@@ -36,7 +36,7 @@ absl::Status FakeHiddenStateStream::Submit(TokenPass pass, std::int64_t first_la
   made.first_layer = first_layer;
   const std::int64_t d = options_.hidden_size;
   for (std::int64_t layer = 0; layer <= options_.num_layers; ++layer) {
-    std::vector<std::uint16_t> states(pass.num_tokens() * d);
+    TestVector<std::uint16_t> states(pass.num_tokens() * d);
     for (std::int64_t s = 0; s < pass.num_sequences(); ++s) {
       for (std::int64_t t = pass.offsets[s]; t < pass.offsets[s + 1]; ++t) {
         for (std::int64_t j = 0; j < d; ++j) {
@@ -69,6 +69,8 @@ absl::StatusOr<ConstMatrixView> FakeHiddenStateStream::Wait(std::uint64_t pass_i
 
 void FakeHiddenStateStream::Release(std::uint64_t pass_id) {
   if (!in_flight_.empty() && in_flight_.front().tokens.id == pass_id) {
+    // A GPU may not have read them yet.
+    SynchronizeTestDevice();
     in_flight_.pop_front();
     return;
   }

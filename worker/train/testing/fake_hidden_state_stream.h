@@ -9,12 +9,13 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/testing/test_memory.h"
 #include "worker/stream/hidden_state_stream.h"
 
 namespace qst {
 
-// h_f[layer] of a token depends on the token and the one before it in its sequence, on nothing else; bf16. Enforces
-// the order and the credit that HiddenStateStream asks for.
+// h_f[layer] of a token depends on the token and the one before it in its sequence, on nothing else; bf16, in memory
+// that every device reads. Enforces the order and the credit that HiddenStateStream asks for.
 class FakeHiddenStateStream : public HiddenStateStream {
  public:
   struct Options {
@@ -48,7 +49,7 @@ class FakeHiddenStateStream : public HiddenStateStream {
   struct Pass {
     TokenPass tokens;
     std::int64_t first_layer = 0;
-    std::vector<std::vector<std::uint16_t>> states;  // by layer; bf16
+    std::vector<TestVector<std::uint16_t>> states;  // by layer; bf16
   };
 
   const Options options_;

@@ -1,0 +1,60 @@
+#include "worker/side/side_batch.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/device_memory.h"
+#include "proto/support/status_macros.h"
+
+namespace qst {
+
+absl::Status CheckBatch(const SideBatch& batch, std::int64_t num_outputs) {
+  const bool offsets_ok = batch.offsets.size() >= 2 && batch.offsets.front() == 0 &&
+                          std::is_sorted(batch.offsets.begin(), batch.offsets.end());
+  if (!offsets_ok) return absl::InvalidArgumentError("side network: sequence offsets must start at 0 and never fall");
+  if (batch.rows.size() != batch.targets.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("side network: ", batch.rows.size(), " rows but ", batch.targets.size(), " targets"));
+  }
+  for (std::size_t i = 0; i < batch.rows.size(); ++i) {
+    if (batch.rows[i] < (i == 0 ? 0 : batch.rows[i - 1] + 1) || batch.rows[i] >= batch.num_tokens()) {
+      return absl::InvalidArgumentError(absl::StrCat("side network: row ", batch.rows[i], " of target ", i,
+                                                     " is out of order or not below ", batch.num_tokens()));
+    }
+    if (batch.targets[i] < 0 || batch.targets[i] >= num_outputs) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("side network: target ", i, " is ", batch.targets[i], ", outside [0, ", num_outputs, ")"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<DeviceBatch> UploadBatch(const OpContext& ctx, const SideBatch& batch, Arena* arena) {
+  // Packed: offsets, positions, rows, targets.
+  std::vector<std::int32_t> packed = batch.offsets;
+  const std::size_t positions_at = packed.size();
+  for (std::size_t s = 0; s + 1 < batch.offsets.size(); ++s) {
+    for (std::int32_t t = batch.offsets[s]; t < batch.offsets[s + 1]; ++t) packed.push_back(t - batch.offsets[s]);
+  }
+  const std::size_t rows_at = packed.size();
+  packed.insert(packed.end(), batch.rows.begin(), batch.rows.end());
+  packed.insert(packed.end(), batch.targets.begin(), batch.targets.end());
+
+  const auto size = static_cast<std::int64_t>(packed.size());
+  QST_ASSIGN_OR_RETURN(std::int32_t* const memory, arena->Ints(size));
+  QST_RETURN_IF_ERROR(Upload(ctx, packed.data(), size * static_cast<std::int64_t>(sizeof(std::int32_t)), memory));
+  DeviceBatch out;
+  out.offsets = {memory, static_cast<std::int64_t>(batch.offsets.size()) - 1};
+  out.positions = memory + positions_at;
+  out.targets = {memory + rows_at, memory + rows_at + batch.rows.size(), batch.num_targets()};
+  return out;
+}
+
+std::int64_t BatchFloats(std::int64_t num_tokens, std::int64_t num_targets) {
+  // Training has no empty sequences, so there are at most as many offsets as tokens and one more.
+  return 2 * num_tokens + 1 + 2 * num_targets;
+}
+
+}  // namespace qst
