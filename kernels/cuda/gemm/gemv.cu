@@ -52,7 +52,7 @@ struct Quant4Weight {
 
 // A warp makes kRows rows; x passes through shared memory `tile` columns at a time.
 template <typename Weight, int kRows, int kTokens>
-__global__ void __launch_bounds__(kGemvThreads)
+__global__ void __launch_bounds__(kGemvThreads, kTokens == 8 ? 2 : 3)
     GemvKernel(const __grid_constant__ GemvOperands op, const __grid_constant__ Weight weight, int tile) {
   QST_DYNAMIC_SHARED(shared);
   float4* const staged = reinterpret_cast<float4*>(shared);
