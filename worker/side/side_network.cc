@@ -220,26 +220,37 @@ absl::Status SideNetwork::BackwardLayers(const SideSequences& sequences, const M
   return DownsampleBackward(ctx_, config_, downsample_values(0), downsample_gradients_[0], first_down_, grad, &arena_);
 }
 
-std::string SideNetwork::DescribeNonFinite() const {
-  if (!has_activations_) return "an unknown place";
-  if (config_.has_side_network()) {
-    if (!IsFinite(first_down_.input)) return "the backbone's hidden state of layer 0";
-    if (!IsFinite(first_down_.out)) return "downsample module 0";
-    for (std::size_t i = 0; i < activations_.size(); ++i) {
-      const LayerActivations& acts = activations_[i];
-      if (!IsFinite(acts.down.input)) return absl::StrCat("the backbone's hidden state of layer ", i + 1);
-      if (!IsFinite(acts.down.out)) return absl::StrCat("the downsample module of layer ", i + 1);
-      if (!IsFinite(acts.layer.out)) return absl::StrCat("side layer ", i + 1);
-    }
-  } else if (!IsFinite(backbone_last_)) {
-    return absl::StrCat("the backbone's hidden state of layer ", config_.backbone.num_layers);
+std::vector<std::pair<std::string, ConstMatrixView>> SideNetwork::Places() const {
+  std::vector<std::pair<std::string, ConstMatrixView>> places;
+  const auto state = [](std::size_t layer) { return absl::StrCat("the backbone's hidden state of layer ", layer); };
+  if (!config_.has_side_network()) {
+    places.emplace_back(state(static_cast<std::size_t>(config_.backbone.num_layers)), backbone_last_);
+    return places;
   }
-  return "the output";
+  places.emplace_back(state(0), first_down_.input);
+  places.emplace_back("downsample module 0", first_down_.out);
+  for (std::size_t i = 0; i < activations_.size(); ++i) {
+    const LayerActivations& acts = activations_[i];
+    places.emplace_back(state(i + 1), acts.down.input);
+    places.emplace_back(absl::StrCat("the downsample module of layer ", i + 1), acts.down.out);
+    places.emplace_back(absl::StrCat("side layer ", i + 1), acts.layer.out);
+  }
+  return places;
 }
 
-bool SideNetwork::IsFinite(const ConstMatrixView& matrix) const {
-  const absl::StatusOr<std::vector<float>> values = DownloadMatrix(ctx_, matrix);
-  return values.ok() && std::all_of(values->begin(), values->end(), [](float value) { return std::isfinite(value); });
+absl::StatusOr<bool> SideNetwork::IsFinite(const ConstMatrixView& matrix) const {
+  QST_ASSIGN_OR_RETURN(const std::vector<float> values, DownloadMatrix(ctx_, matrix));
+  return std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
+}
+
+std::string SideNetwork::DescribeNonFinite() const {
+  if (!has_activations_) return "an unknown place";
+  for (const auto& [name, matrix] : Places()) {
+    const absl::StatusOr<bool> is_finite = IsFinite(matrix);
+    if (!is_finite.ok()) return absl::StrCat("an unknown place (", is_finite.status().message(), ")");
+    if (!*is_finite) return name;
+  }
+  return "the output";
 }
 
 SideMemory EstimateSideMemory(const SideNetworkConfig& config, DeviceType device, std::int64_t num_tokens) {

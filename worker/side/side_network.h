@@ -10,6 +10,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -106,7 +107,9 @@ class SideNetwork {
                              std::int64_t num_tokens, const SideStateSink& sink, HeadArgs* args);
   absl::Status BackwardLayers(const SideSequences& sequences, const MatrixView& grad_last);
   absl::Status RunHead(const HeadArgs& args);
-  bool IsFinite(const ConstMatrixView& matrix) const;
+  absl::StatusOr<bool> IsFinite(const ConstMatrixView& matrix) const;
+  // The places in the order in which a token meets them.
+  std::vector<std::pair<std::string, ConstMatrixView>> Places() const;
 
   const OpContext ctx_;
   SideNetworkConfig config_;

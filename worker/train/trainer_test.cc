@@ -110,6 +110,7 @@ class TrainerTest : public DeviceTest {
   absl::Status Train(const std::string& name) {
     lines_.clear();
     messages_.clear();
+    stream_options_.ctx = ops_;
     stream_options_.num_layers = kLayers;
     stream_options_.hidden_size = kHidden;
     stream_options_.vocab_size = kVocab;

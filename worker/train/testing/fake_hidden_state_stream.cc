@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/dtype_convert.h"
+#include "proto/support/status_macros.h"
 #include "worker/side/random.h"
 
 namespace qst {
@@ -36,7 +37,7 @@ absl::Status FakeHiddenStateStream::Submit(TokenPass pass, std::int64_t first_la
   made.first_layer = first_layer;
   const std::int64_t d = options_.hidden_size;
   for (std::int64_t layer = 0; layer <= options_.num_layers; ++layer) {
-    TestVector<std::uint16_t> states(pass.num_tokens() * d);
+    std::vector<std::uint16_t> states(pass.num_tokens() * d);
     for (std::int64_t s = 0; s < pass.num_sequences(); ++s) {
       for (std::int64_t t = pass.offsets[s]; t < pass.offsets[s + 1]; ++t) {
         for (std::int64_t j = 0; j < d; ++j) {
@@ -47,7 +48,10 @@ absl::Status FakeHiddenStateStream::Submit(TokenPass pass, std::int64_t first_la
         }
       }
     }
-    made.states.push_back(std::move(states));
+    QST_ASSIGN_OR_RETURN(DeviceMemory memory,
+                         DeviceMemory::CopyOf(options_.ctx, states.data(),
+                                              static_cast<std::int64_t>(states.size() * sizeof(std::uint16_t))));
+    made.states.push_back(std::move(memory));
   }
   made.tokens = std::move(pass);
   in_flight_.push_back(std::move(made));
@@ -70,7 +74,7 @@ absl::StatusOr<ConstMatrixView> FakeHiddenStateStream::Wait(std::uint64_t pass_i
 void FakeHiddenStateStream::Release(std::uint64_t pass_id) {
   if (!in_flight_.empty() && in_flight_.front().tokens.id == pass_id) {
     // A GPU may not have read them yet.
-    SynchronizeTestDevice();
+    if (aborted_.ok()) aborted_ = Synchronize(options_.ctx);
     in_flight_.pop_front();
     return;
   }

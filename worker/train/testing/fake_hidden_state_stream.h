@@ -9,16 +9,19 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "kernels/testing/test_memory.h"
+#include "kernels/device.h"
+#include "kernels/device_memory.h"
 #include "worker/stream/hidden_state_stream.h"
 
 namespace qst {
 
-// h_f[layer] of a token depends on the token and the one before it in its sequence, on nothing else; bf16, in memory
-// that every device reads. Enforces the order and the credit that HiddenStateStream asks for.
+// h_f[layer] of a token depends on the token and the one before it in its sequence, on nothing else; bf16. Enforces
+// the order and the credit that HiddenStateStream asks for.
 class FakeHiddenStateStream : public HiddenStateStream {
  public:
   struct Options {
+    // Whose ops read the states.
+    OpContext ctx;
     std::int64_t num_layers = 2;
     std::int64_t hidden_size = 16;
     std::int64_t vocab_size = 23;
@@ -49,7 +52,7 @@ class FakeHiddenStateStream : public HiddenStateStream {
   struct Pass {
     TokenPass tokens;
     std::int64_t first_layer = 0;
-    std::vector<TestVector<std::uint16_t>> states;  // by layer; bf16
+    std::vector<DeviceMemory> states;  // by layer; bf16
   };
 
   const Options options_;
