@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # The whole test run: installs dependencies, builds everything, runs all tests.
 #
-#   tests/run.sh            unit and end-to-end tests (optimised build)
+#   tests/run.sh            unit and end-to-end tests (optimised build); the GPU backend's code run on the CPU, and built
+#                           for GPUs where the CUDA toolkit is
 #   tests/run.sh --ci       also: unit tests under ASan and UBSan, every fuzzer for 60 s
 #
+# Tests on a GPU itself: tests/gpu/run_all.sh, from the bundle (deploy/README.md).
 # Tests that use the optional data folder (QST_SHARED_DATA, default ../shared/data) skip without it and say so.
 # The last line counts test targets that passed and failed, and test cases that were skipped.
 set -euo pipefail
@@ -52,6 +54,22 @@ testlogs=$(bazel info bazel-testlogs 2>/dev/null)
 skips=$(find -L "$testlogs" -name test.log -exec grep -hE '^\[  SKIPPED \] [A-Za-z0-9_/.]+(:.*)?$' {} + 2>/dev/null | sort -u || true)
 skipped=$(printf '%s' "$skips" | grep -cE 'SKIPPED' || true)
 printf '%s\n' "${skips:-none}"
+
+say "GPU backend, its kernels run on the CPU (kernels/testing/cuda_shim)"
+run_tests --config=cuda_shim --build_tests_only --test_env=QST_TEST_DEVICE=cuda --test_tag_filters=-noshim \
+  //kernels/... //worker/backbone/... //worker/side/... //worker/stream/... //worker/train/... //worker/infer/... \
+  //worker:all //tests/e2e:main_job_test //tests/e2e:stories_test
+
+if [[ -x /usr/local/cuda/bin/nvcc ]]; then
+  say "GPU backend, built for sm_80, sm_89 and sm_90a"
+  if bazel build --config=ci --config=cuda //deploy:bundle && tests/gpu/kernel_resources.sh --check; then
+    passed=$((passed + 1))
+  else
+    failed=$((failed + 1))
+  fi
+else
+  say "GPU backend: NOT BUILT with nvcc: there is no CUDA toolkit in /usr/local/cuda"
+fi
 
 if $full; then
   say "Unit tests under AddressSanitizer and UndefinedBehaviorSanitizer"
