@@ -2,12 +2,23 @@
 //
 // Conventions
 //   T packed tokens of a micro-batch (sequences one after another, no padding), d hidden width.
-//   Every op runs to completion on CPU; on CUDA it is enqueued on ctx.stream. Outputs may not alias inputs
-//   unless said. All arithmetic is float32 with one fixed reduction order per output element, which
-//   depends neither on the number of threads nor on which other rows are in the batch.
+//   Outputs may not alias inputs unless said. All arithmetic is float32 with one fixed reduction order per output
+//   element, which depends neither on the number of threads nor on which other rows are in the batch.
 //   `accumulate` adds to the output instead of overwriting it.
-// Dtypes: f32 unless said. Errors: kInvalidArgument for shapes or dtypes that disagree (message says
-// which), kUnimplemented for a dtype or device that this build does not have.
+// On CPU an op has run to completion when it returns, and refuses indices, targets and offsets that are out of range.
+// On CUDA
+//   - it is enqueued on ctx.stream and returns: all of its memory must stay as it is until the stream is past it;
+//   - every pointer is memory that the stream's device reaches: matrices, vectors, indices, positions, offsets,
+//     targets, frequencies, and single numbers that come out. The host looks at none of their values, so whoever
+//     uploads indices has checked them; one out of range is undefined behaviour;
+//   - an op that fails while it runs is reported by a later call on the stream (cuda::Synchronize at the latest).
+// Dtypes: f32 unless said. On CUDA these may also be bf16 or f16: x and y of a norm; x of Rotary; y of Linear; the
+// matrices of attention; both operands of AddInto; a, b and out of GateMix, each f32 or one and the same 16-bit type; the
+// result of EmbeddingLookup, GatherRows and PoolColumns, if it has the type of what it comes from; the operands of
+// Activate, SwiGlu and their backward ops, if all have one type. Arithmetic is float32 all the same and rounds once,
+// when it stores. Parameters, statistics and all other gradients are f32.
+// Errors: kInvalidArgument for shapes or dtypes that disagree (message says which), kUnimplemented for a dtype or
+// device that this build does not have.
 #ifndef QST_KERNELS_OPS_H_
 #define QST_KERNELS_OPS_H_
 
