@@ -1,5 +1,3 @@
-#include "kernels/cuda/elementwise.h"
-
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -9,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/elementwise.cuh"
+#include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/numeric.cuh"
 #include "kernels/cuda/stream.cuh"
 #include "kernels/cuda/vector.cuh"
@@ -29,15 +28,16 @@ absl::Status CheckOneType(const char* op, std::initializer_list<ConstMatrixView>
   return absl::OkStatus();
 }
 
-// Where sums and products could be fused in two ways, fmaf says which: every path rounds alike.
+// Products and sums are fused where fmaf says so and, by __fadd_rn, nowhere else: every path rounds alike.
 
-__device__ __forceinline__ float Sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-__device__ __forceinline__ float Silu(float x) { return x / (1.0f + expf(-x)); }
+__device__ __forceinline__ float OnePlusExp(float x) { return __fadd_rn(1.0f, expf(x)); }
+__device__ __forceinline__ float Sigmoid(float x) { return 1.0f / OnePlusExp(-x); }
+__device__ __forceinline__ float Silu(float x) { return x / OnePlusExp(-x); }
 // silu'(x) = s (1 + x (1 - s)), s = sigmoid(x).
 __device__ __forceinline__ float SiluSlope(float x, float s) { return s * fmaf(x, 1.0f - s, 1.0f); }
 
 // Phi(x), of which GELU's exact form is x Phi(x).
-__device__ __forceinline__ float NormalCdf(float x) { return 0.5f * (1.0f + erff(x * 0.70710678118654752f)); }
+__device__ __forceinline__ float NormalCdf(float x) { return 0.5f * __fadd_rn(1.0f, erff(x * 0.70710678118654752f)); }
 __device__ __forceinline__ float GeluSlope(float x) {
   const float density = 0.39894228040143268f * expf(-0.5f * x * x);
   return fmaf(x, density, NormalCdf(x));

@@ -24,7 +24,7 @@ struct Mix {
   bool apply_sigmoid;
 
   __device__ __forceinline__ float Of(float value) const {
-    return apply_sigmoid ? 1.0f / (1.0f + expf(-value)) : value;
+    return apply_sigmoid ? 1.0f / __fadd_rn(1.0f, expf(-value)) : value;
   }
   __device__ __forceinline__ float At(std::int64_t col) const { return Of(values[is_shared ? 0 : col]); }
 

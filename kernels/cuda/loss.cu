@@ -1,11 +1,10 @@
-#include "kernels/cuda/loss.h"
-
 #include <cuda_runtime.h>
 
 #include <climits>
 #include <cmath>
 #include <cstdint>
 
+#include "kernels/cuda/loss.h"
 #include "kernels/cuda/numeric.cuh"
 #include "kernels/cuda/stream.cuh"
 #include "kernels/cuda/vector.cuh"
@@ -16,6 +15,10 @@ namespace {
 
 constexpr int kWidth = kWideElems<float>;
 constexpr int kMaxThreads = 512;
+// Groups that a thread has under way at once.
+constexpr int kBatch = 4;
+
+// Products and sums are not fused unless fmaf says so: every path rounds alike.
 
 // What a thread has seen of a row: the largest logit, where it is first, and the sum of exp(x - max).
 struct Running {
@@ -38,11 +41,11 @@ struct Running {
       }
     }
     if (new_max != max) {
-      sum *= Exp(max, new_max);
+      sum = __fmul_rn(sum, Exp(max, new_max));
       max = new_max;
     }
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) sum += Exp(values[i], max);
+    for (int i = 0; i < kWidth; ++i) sum = __fadd_rn(sum, Exp(values[i], max));
   }
 };
 
@@ -70,12 +73,24 @@ __device__ __forceinline__ int BlockMin(int x, int* shared) {
   return x;
 }
 
-template <bool kWide>
-__device__ __forceinline__ void LoadLogits(const float* row, int j, int vocabulary, float (&values)[kWidth]) {
-  Load<kWide>(row + j, vocabulary - j, values);
+// visit(first column, values) for the thread's groups in ascending order, kBatch of them loaded before the first is
+// visited. Values beyond the row are -inf.
+template <bool kWide, typename Visit>
+__device__ __forceinline__ void ForEachGroup(const float* row, int vocabulary, const Visit& visit) {
+  const int step = static_cast<int>(blockDim.x) * kWidth;
+  for (int first = threadIdx.x * kWidth; first < vocabulary; first += kBatch * step) {
+    float values[kBatch][kWidth];
 #pragma unroll
-  for (int i = 0; i < kWidth; ++i) {
-    if (!kWide && j + i >= vocabulary) values[i] = -INFINITY;
+    for (int b = 0; b < kBatch; ++b) Load<kWide>(row + first + b * step, vocabulary - first - b * step, values[b]);
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+      const int j = first + b * step;
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) {
+        if (!kWide && j + i >= vocabulary) values[b][i] = -INFINITY;
+      }
+      if (j < vocabulary) visit(j, values[b]);
+    }
   }
 }
 
@@ -89,38 +104,31 @@ __global__ void __launch_bounds__(kMaxThreads)
   __shared__ int shared_int[kWarpSize];
   const std::int64_t row = blockIdx.x;
   float* const x = logits.at(row, 0);
-  const int step = static_cast<int>(blockDim.x) * kWidth;
   Running seen;
-#pragma unroll 4
-  for (int j = threadIdx.x * kWidth; j < vocabulary; j += step) {
-    float values[kWidth];
-    LoadLogits<kWide>(x, j, vocabulary, values);
-    seen.Add(j, values);
-  }
+  ForEachGroup<kWide>(x, vocabulary, [&](int j, const float(&values)[kWidth]) { seen.Add(j, values); });
   const float max = BlockMax(seen.max, shared);
-  const float sum = BlockSum(seen.sum * Running::Exp(seen.max, max), shared);
+  const float sum = BlockSum(__fmul_rn(seen.sum, Running::Exp(seen.max, max)), shared);
   if (argmax != nullptr) {
     const int first = BlockMin(seen.max == max ? seen.argmax : INT_MAX, shared_int);
     if (threadIdx.x == 0) argmax[row] = first;
   }
   const int target = targets[row];
   if (threadIdx.x == 0) {
-    losses[row] = static_cast<float>(log(static_cast<double>(sum)) -
-                                     (static_cast<double>(x[target]) - static_cast<double>(max)));
+    losses[row] =
+        static_cast<float>(log(static_cast<double>(sum)) - (static_cast<double>(x[target]) - static_cast<double>(max)));
   }
   if (!want_grad) return;
   // The target's logit has been read when others write.
   __syncthreads();
   const float factor = scale / sum;
-  for (int j = threadIdx.x * kWidth; j < vocabulary; j += step) {
-    float values[kWidth];
-    Load<kWide>(x + j, vocabulary - j, values);
+  ForEachGroup<kWide>(x, vocabulary, [&](int j, const float(&values)[kWidth]) {
+    float grads[kWidth];
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      values[i] = fmaf(expf(values[i] - max), factor, j + i == target ? -scale : 0.0f);
+      grads[i] = fmaf(expf(values[i] - max), factor, j + i == target ? -scale : 0.0f);
     }
-    Store<kWide>(values, vocabulary - j, x + j);
-  }
+    Store<kWide>(grads, vocabulary - j, x + j);
+  });
 }
 
 }  // namespace
