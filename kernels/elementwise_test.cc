@@ -218,6 +218,21 @@ TEST_P(ElementwiseTest, GateMixBackwardMatchesReference) {
   }
 }
 
+TEST_P(ElementwiseTest, GateMixBackwardSumsManyRows) {
+  // On a GPU more chunks of rows than threads that add them.
+  const DMatrix a = random_.NormalMatrix(33000, 2);
+  const DMatrix b = random_.NormalMatrix(33000, 2);
+  const DMatrix grad_out = random_.NormalMatrix(33000, 2);
+  for (const std::int64_t mix_cols : {1, 2}) {
+    const DMatrix mix = random_.NormalMatrix(1, mix_cols);
+    TestMatrix grad_mix(DMatrix(1, mix_cols));
+    QST_ASSERT_OK(GateMixBackward(Context(), TestMatrix(grad_out), TestMatrix(a), TestMatrix(b), TestMatrix(mix), true,
+                                  MatrixView(), MatrixView(), grad_mix));
+    EXPECT_TRUE(IsClose(grad_mix, ReferenceGateMixBackward(grad_out, a, b, mix, true).mix, 4.0 * Tolerance(2),
+                        std::sqrt(66000.0)));
+  }
+}
+
 TEST_P(ElementwiseTest, AddIntoCastsAndAddsBetweenAllFloatTypes) {
   for (const Size& size : Sizes()) {
     for (const DType from : kFloats) {

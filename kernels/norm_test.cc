@@ -27,7 +27,7 @@ struct Size {
 // Nothing, single elements, tails of vectors, more rows than one chunk of the reduction; on GPUs a warp a row, several
 // warps, and more than the threads of a row can hold.
 std::vector<Size> Sizes() {
-  return {{0, 4}, {1, 1}, {2, 7}, {3, 8}, {5, 17}, {4, 36}, {300, 33}, {2, 576}, {3, 2049}, {1, 17000}};
+  return {{0, 4}, {1, 1}, {2, 7}, {3, 8}, {5, 17}, {4, 36}, {700, 33}, {2, 576}, {3, 2049}, {1, 17000}};
 }
 
 // What rounding to the type of an output adds to the error of f32 arithmetic.

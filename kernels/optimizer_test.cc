@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -87,6 +88,28 @@ TEST_P(OptimizerTest, ThreadsChangeNoBit) {
     EXPECT_EQ(param.Bits(), first);
     EXPECT_EQ(Synced(sum)[0], first_sum);
   }
+}
+
+TEST_P(OptimizerTest, EveryElementOfALargeBufferMovesOnce) {
+  // More elements than a GPU has threads for at once.
+  constexpr std::int64_t kCount = 1300001;
+  const auto fill = [](std::int64_t n, double value) {
+    DMatrix m(1, n);
+    std::fill(m.values.begin(), m.values.end(), value);
+    return TestMatrix(m);
+  };
+  TestMatrix param = fill(kCount, 1.5), grad = fill(kCount, 0.25), avg = fill(kCount, 0.125), sq = fill(kCount, 0.5);
+  TestMatrix one_param = fill(1, 1.5), one_grad = fill(1, 0.25), one_avg = fill(1, 0.125), one_sq = fill(1, 0.5);
+  QST_ASSERT_OK(AdamW(Context(), Params(), kCount, param.data(), grad.data(), avg.data(), sq.data()));
+  QST_ASSERT_OK(AdamW(Context(), Params(), 1, one_param.data(), one_grad.data(), one_avg.data(), one_sq.data()));
+  const auto all_are = [&](const TestMatrix& many, const TestMatrix& one) {
+    const double expected = one.ToDouble().at(0, 0);
+    const std::vector<double> values = many.ToDouble().values;
+    return std::all_of(values.begin(), values.end(), [expected](double value) { return value == expected; });
+  };
+  EXPECT_TRUE(all_are(param, one_param));
+  EXPECT_TRUE(all_are(avg, one_avg));
+  EXPECT_TRUE(all_are(sq, one_sq));
 }
 
 TEST_P(OptimizerTest, AnElementsPlaceChangesNoBit) {
@@ -190,7 +213,7 @@ TEST_P(OptimizerTest, ANormThatIsNotFiniteChangesNothing) {
 }
 
 TEST_P(OptimizerTest, SumOfSquaresIsWide) {
-  for (const std::int64_t n : {0, 1, 5, 8, 8191, 8192, 8193, 40000}) {
+  for (const std::int64_t n : {0, 1, 5, 8, 8191, 8192, 8193, 40000, 2200000}) {
     const DMatrix x = random_.NormalMatrix(1, n);
     TestMatrix in(x);
     TestVector<double> sum = {-1.0};
