@@ -229,6 +229,16 @@ absl::StatusOr<StreamPtr> Device::NewStream() {
   return stream;
 }
 
+absl::StatusOr<StreamPtr> Device::NewTransferStream() {
+  QST_CUDA_RETURN_IF_ERROR(cudaSetDevice(state_->ordinal));
+  int least = 0;
+  int greatest = 0;
+  QST_CUDA_RETURN_IF_ERROR(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+  StreamPtr stream(new Stream(this));
+  QST_CUDA_RETURN_IF_ERROR(cudaStreamCreateWithPriority(&stream->handle, cudaStreamNonBlocking, greatest));
+  return stream;
+}
+
 Stream::Stream(Device* owner) : device(owner) {}
 
 Stream::~Stream() {
@@ -256,6 +266,7 @@ absl::StatusOr<void*> Stream::Scratch(std::int64_t num_bytes) {
 }
 
 Device& DeviceOf(Stream& stream) { return *stream.device; }
+void* NativeHandle(Stream& stream) { return stream.handle; }
 
 absl::Status CopyToDevice(Stream& stream, const void* host, std::int64_t num_bytes, void* device) {
   stream.unpack_must_wait = true;

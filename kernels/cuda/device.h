@@ -53,6 +53,9 @@ class Device {
 
   // A stream with its own cuBLASLt workspace, panels of unpacked weights and pinned staging.
   absl::StatusOr<StreamPtr> NewStream();
+  // A stream of high priority for copies and transfers alone: it has none of that, so no other op may use it, nor copies
+  // from and to the host.
+  absl::StatusOr<StreamPtr> NewTransferStream();
 
   // num_bytes >= 0 of device memory, 256-byte aligned, uninitialized. Freed pieces are kept for requests of like size.
   // Free may be called while work that uses the memory is still enqueued on `stream`s of this device only if whoever
@@ -71,6 +74,8 @@ class Device {
 };
 
 Device& DeviceOf(Stream& stream);
+// The cudaStream_t, for libraries that enqueue work of their own.
+void* NativeHandle(Stream& stream);
 
 // Copies and fills are enqueued. `host` may be used again when the call returns (it is copied to pinned staging where
 // needed). ToHost returns when the data is there.

@@ -24,6 +24,7 @@ std::int64_t Device::peak_bytes() const { return 0; }
 void Device::ResetPeak() {}
 absl::Status Device::MakeCurrent() const { return NoCudaBackend(); }
 absl::StatusOr<StreamPtr> Device::NewStream() { return NoCudaBackend(); }
+absl::StatusOr<StreamPtr> Device::NewTransferStream() { return NoCudaBackend(); }
 absl::StatusOr<void*> Device::Allocate(std::int64_t) { return NoCudaBackend(); }
 void Device::Free(void*) {}
 absl::Status Device::CheckFits(std::int64_t) const { return NoCudaBackend(); }
@@ -31,6 +32,7 @@ absl::Status Device::CheckFits(std::int64_t) const { return NoCudaBackend(); }
 void StreamDeleter::operator()(Stream*) const {}
 // Nobody has a stream to ask about.
 Device& DeviceOf(Stream&) { std::abort(); }
+void* NativeHandle(Stream&) { return nullptr; }
 absl::Status CopyToDevice(Stream&, const void*, std::int64_t, void*) { return NoCudaBackend(); }
 absl::Status CopyToHost(Stream&, const void*, std::int64_t, void*) { return NoCudaBackend(); }
 absl::Status CopyOnDevice(Stream&, const void*, std::int64_t, void*) { return NoCudaBackend(); }
