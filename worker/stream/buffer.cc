@@ -42,6 +42,8 @@ absl::Status Buffer::EndUse(const OpContext& ctx) {
 
 absl::Status Buffer::WaitForLastUse() const { return last_use_.has_value() ? last_use_->Wait() : absl::OkStatus(); }
 
+absl::StatusOr<bool> Buffer::IsLastUseDone() const { return last_use_.has_value() ? last_use_->IsDone() : true; }
+
 absl::StatusOr<SharedBuffer> BufferPool::Get(std::int64_t num_bytes) {
   if (num_bytes < 0) return absl::InvalidArgumentError(absl::StrCat("buffer of ", num_bytes, " bytes"));
   if (num_bytes > kMaxBytes) {

@@ -41,6 +41,8 @@ class Buffer {
   absl::Status EndUse(const OpContext& ctx);
   // Holds up the host until the last user's work is done.
   absl::Status WaitForLastUse() const;
+  // Whether it is, without waiting.
+  absl::StatusOr<bool> IsLastUseDone() const;
 
  private:
   friend class BufferPool;

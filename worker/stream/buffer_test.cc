@@ -88,6 +88,8 @@ TEST_P(DeviceBufferTest, UsersOnDifferentStreamsFollowEachOther) {
     QST_ASSERT_OK(buffer->BeginUse(reader));
     QST_ASSERT_OK(CopyBytes(reader, buffer->data(), kBytes, copy.data()));
     QST_ASSERT_OK(buffer->EndUse(reader));
+    QST_ASSERT_OK(buffer->WaitForLastUse());
+    EXPECT_TRUE(buffer->IsLastUseDone().value());
     buffer.reset();
     QST_ASSERT_OK(Download(reader, copy.data(), kBytes, received.data()));
     EXPECT_EQ(received, sent);

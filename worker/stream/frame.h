@@ -25,6 +25,20 @@ constexpr Tag MakeTag(FrameKind kind, std::uint64_t pass_id, std::uint64_t layer
   return (static_cast<Tag>(kind) << 56) | ((layer & 0xffff) << 40) | (pass_id & 0xffffffffffull);
 }
 
+// Whether a message of a GPU's memory may follow another between two ranks: by pass, then by layer. Both ends keep to
+// it, so that they agree on what the n-th message is.
+constexpr bool IsInOrder(Tag before, Tag after) {
+  const auto key = [](Tag tag) { return (tag & 0xffffffffffull) << 16 | (tag >> 40 & 0xffff); };
+  return key(before) <= key(after);
+}
+
+// Between the ends of an NCCL edge: the id of its communicator, from the lower rank to the other; and the number of
+// messages that were sent, when no more will be. `is_upward`: the edge goes from the lower rank to the higher one.
+constexpr Tag NcclIdTag(bool is_upward) { return MakeTag(FrameKind::kGoodbye, 1, is_upward ? 1 : 0); }
+constexpr Tag NcclEndTag(bool is_upward) { return MakeTag(FrameKind::kGoodbye, 2, is_upward ? 1 : 0); }
+constexpr std::int64_t kNcclIdBytes = 128;
+constexpr std::int64_t kNcclEndBytes = 8;
+
 // ---- Pass header ------------------------------------------------------------------------------------------
 
 constexpr std::uint32_t kHeaderMagic = 0x50545351;  // "QSTP"

@@ -10,6 +10,7 @@
 #include "proto/support/status_matchers.h"
 #include "worker/stream/composite_transport.h"
 #include "worker/stream/inproc_transport.h"
+#include "worker/stream/pipe_key_value_store.h"
 #include "worker/stream/transport_test_base.h"
 
 namespace qst {
@@ -122,30 +123,6 @@ TEST(GlooTransportTest, AddressOfAnotherMachineIsRefused) {
   EXPECT_THAT(GlooTransport::Create(options), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("no-such-interface")));
 }
 
-// Addresses handed over through a pipe, because the two ranks are processes.
-class PipeStore : public KeyValueStore {
- public:
-  PipeStore(int in, int out) : in_(in), out_(out) {}
-  absl::Status Set(const std::string&, const std::string& value) override {
-    const std::uint32_t size = static_cast<std::uint32_t>(value.size());
-    if (write(out_, &size, 4) != 4 || write(out_, value.data(), size) != static_cast<ssize_t>(size)) {
-      return absl::UnavailableError("pipe");
-    }
-    return absl::OkStatus();
-  }
-  absl::StatusOr<std::string> Get(const std::string&, absl::Duration) override {
-    std::uint32_t size = 0;
-    if (read(in_, &size, 4) != 4 || size > 4096) return absl::UnavailableError("pipe");
-    std::string value(size, '\0');
-    if (read(in_, value.data(), size) != static_cast<ssize_t>(size)) return absl::UnavailableError("pipe");
-    return value;
-  }
-
- private:
-  const int in_;
-  const int out_;
-};
-
 // A process that is killed says no goodbye, perhaps in the middle of a message: whatever waits must end.
 TEST(GlooTransportTest, KilledProcessIsNoticedWithinSecondsEvenInMidMessage) {
   int to_child[2];
@@ -156,7 +133,7 @@ TEST(GlooTransportTest, KilledProcessIsNoticedWithinSecondsEvenInMidMessage) {
   const pid_t child = fork();
   ASSERT_GE(child, 0);
   if (child == 0) {
-    PipeStore store(to_child[0], to_parent[1]);
+    PipeKeyValueStore store(to_child[0], to_parent[1]);
     auto transport = GlooTransport::Create(TwoRanks(0)).value();
     if (!transport->Connect(store).ok()) _exit(1);
     auto pool = BufferPool::Create();
@@ -166,7 +143,7 @@ TEST(GlooTransportTest, KilledProcessIsNoticedWithinSecondsEvenInMidMessage) {
     if (!transport->Send(1, 2, buffer).ok()) _exit(1);
     raise(SIGKILL);
   }
-  PipeStore store(to_parent[0], to_child[1]);
+  PipeKeyValueStore store(to_parent[0], to_child[1]);
   auto transport = GlooTransport::Create(TwoRanks(1)).value();
   QST_ASSERT_OK(transport->Connect(store));
   auto pool = BufferPool::Create();

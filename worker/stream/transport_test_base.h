@@ -20,10 +20,16 @@ struct TransportTestParam {
   std::function<World(int world_size)> make;
   bool hands_over_buffers = false;     // no copy between ranks 0 and 1
   bool carries_device_memory = false;  // between ranks 0 and 1
+  // Why there can be no world here; empty if there can. Null: always.
+  std::function<std::string()> why_not = nullptr;
 };
 
 class TransportTest : public testing::TestWithParam<TransportTestParam> {
  protected:
+  void SetUp() override {
+    const std::string why_not = GetParam().why_not ? GetParam().why_not() : "";
+    if (!why_not.empty()) GTEST_SKIP() << why_not;
+  }
   World Make(int world_size) { return GetParam().make(world_size); }
   SharedBuffer Bytes(const std::string& text);
   static std::string Text(const SharedBuffer& buffer) {
