@@ -20,6 +20,7 @@ GPU_TESTS = {label: _GPU_CASES for label in [
     "//worker/backbone:device_weights_test",
     "//worker/backbone:stage_test",
     "//worker/stream:buffer_test",
+    "//worker/stream:nccl_transport_test",
     "//worker/stream:stage_runner_test",
 ]}
 

@@ -18,11 +18,12 @@ qst_cuda_folders() {
   done
 }
 
-# qst_find_cuda_libraries LIST: LIST is a file with a library's name a line. Says what is missing, and returns 1.
+# qst_find_cuda_libraries LIST: LIST is a file with a library's name a line, and "optional" behind it if programs run
+# without. Says what is missing, and returns 1.
 qst_find_cuda_libraries() {
   qst_folders=$(qst_cuda_folders)
   qst_missing=
-  while IFS= read -r qst_library; do
+  while read -r qst_library qst_optional; do
     qst_found=
     while IFS= read -r qst_folder; do
       if [ -n "$qst_folder" ] && [ -e "$qst_folder/$qst_library" ]; then
@@ -33,7 +34,7 @@ qst_find_cuda_libraries() {
 $qst_folders
 QST_FOLDERS
     if [ -z "$qst_found" ]; then
-      qst_missing="$qst_missing $qst_library"
+      [ -n "$qst_optional" ] || qst_missing="$qst_missing $qst_library"
     else
       case ":${LD_LIBRARY_PATH:-}:" in
         *":$qst_found:"*) ;;

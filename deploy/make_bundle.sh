@@ -90,6 +90,8 @@ while IFS= read -r -d '' file; do
 done < <(find "$root/bin" "$root/tests" $([[ -d "$root/libexec" ]] && echo "$root/libexec") -type f -print0)
 
 : > "$root/lib/cuda_libraries"
+# Loaded when a job is spread over GPUs, so no program lists it.
+[[ "$variant" != cuda ]] || echo 'libnccl.so.2 optional' >> "$root/lib/cuda_libraries"
 while read -r library path; do
   if is_cuda_library "$library"; then
     echo "$library" >> "$root/lib/cuda_libraries"

@@ -1,9 +1,12 @@
-// The connection of one part to the other parts of its plan: in process, over Gloo, or both, as the plan has it.
+// The connection of one part to the other parts of its plan: in process, over Gloo or NCCL, or both, as the plan has
+// it.
 #ifndef QST_WORKER_HOST_LINK_H_
 #define QST_WORKER_HOST_LINK_H_
 
+#include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -25,15 +28,24 @@ class PartLink {
   PartLink(const v1::JobPlan& plan, int rank, const PartContext& context);
 
   // Waits for the peers in other processes, without limit: they may read data or weights for as long as it takes, and
-  // the coordinator releases the plan when one is lost. kUnavailable, kCancelled (Abort's status).
+  // the coordinator releases the plan when one is lost. Then, if the plan says NCCL, connects to their GPUs, which has
+  // a limit. On a thread to which this part's device is current. kUnavailable, kCancelled (Abort's status),
+  // kFailedPrecondition: NCCL, but no GPU or library here.
   absl::StatusOr<Transport*> Connect();
 
   void Abort(const absl::Status& reason);
   absl::Status Close(absl::Duration timeout, const std::string& note);
 
  private:
+  // Calls connect(); meanwhile Abort reaches the transport.
+  absl::Status Connecting(Transport* transport, const std::function<absl::Status()>& connect);
+  absl::StatusOr<std::unique_ptr<Transport>> ConnectNccl(std::unique_ptr<Transport> control,
+                                                         std::vector<std::string> names,
+                                                         const std::vector<bool>& is_local);
+
   const v1::JobPlan plan_;
   const int rank_;
+  const OpContext ops_;
   const DataAddress data_address_;
   std::unique_ptr<KeyValueStore> store_;
 
