@@ -18,6 +18,7 @@
 #include "worker/infer/next_state.h"
 #include "worker/infer/side_next_state.h"
 #include "worker/infer/text_stream.h"
+#include "worker/side/side_memory.h"
 #include "worker/stream/live_stream.h"
 #include "worker/text/prompt_template.h"
 #include "worker/text/tokenizer.h"

@@ -20,6 +20,7 @@
 #include "worker/host_job_yaml.h"
 #include "worker/host_link.h"
 #include "worker/side/side_config.h"
+#include "worker/side/side_memory.h"
 #include "worker/side/side_network.h"
 #include "worker/stream/live_stream.h"
 #include "worker/train/settings.h"
@@ -175,7 +176,10 @@ class TrainPart : public Part {
                              std::int64_t max_tokens) {
     const DeviceType device = context_.ops.device;
     std::int64_t network = EstimateSideMemory(side, device, max_tokens).total_bytes();
-    if (settings.linear_probe) network += EstimateSideMemory(ProbeOf(side), device, max_tokens).total_bytes();
+    if (settings.linear_probe) {
+      const SideMemory probe = EstimateSideMemory(ProbeOf(side), device, max_tokens);
+      network += probe.total_bytes() - probe.workspace_bytes;  // one for both
+    }
     const std::int64_t head = side.is_classification() ? 0 : model.HeadBytes();
     const std::int64_t states =
         LiveStream::StateBytes(StreamOptions(model), side.first_layer(), side.backbone.num_layers);
@@ -186,8 +190,8 @@ class TrainPart : public Part {
     // The host has the pages of the model's file while they are copied; states pass through it at worst.
     SetHostBudget(head + states);
     return context_.device->Reserve(
-        key_, network + head + states + kContextBytes,
-        absl::StrCat("side network: parameters and activations ", FormatBytes(network + kContextBytes), ", LM head ",
+        key_, network + head + states,
+        absl::StrCat("side network: parameters and activations ", FormatBytes(network), ", LM head ",
                      FormatBytes(head), ", hidden states on their way ", FormatBytes(states)));
   }
 

@@ -11,35 +11,9 @@
 #include "kernels/ops.h"
 #include "proto/support/status_macros.h"
 #include "worker/side/host_matrix.h"
+#include "worker/side/side_memory.h"
 
 namespace qst {
-namespace {
-
-// Every allocation is rounded up to a cache line; these are more than a micro-batch makes.
-constexpr std::int64_t kAllocationsPerLayer = 20;
-constexpr std::int64_t kOtherAllocations = 40;
-constexpr std::int64_t kAllocationSlackFloats = 15;
-
-// What a training micro-batch takes from the arena.
-std::int64_t ActivationFloats(const SideNetworkConfig& config, DeviceType device, std::int64_t num_tokens,
-                              std::int64_t num_targets) {
-  const std::int64_t num_layers = config.backbone.num_layers;
-  const std::int64_t ds = config.hidden_size;
-  std::int64_t floats = BatchFloats(num_tokens, num_targets) + PredictionFloats(num_targets, 0);
-  // Head and layers' backward follow each other.
-  std::int64_t on_top = HeadFloats(config, device, num_targets);
-  if (config.has_side_network()) {
-    const std::int64_t down = DownsampleFloatsPerToken(config);
-    // What forward keeps, and the gradient of the last state; with that of the one before, and scratch, on top.
-    floats += num_tokens * (down + num_layers * (down + ds + SideLayerFloatsPerToken(config)) + ds);
-    const std::int64_t backward =
-        ds + std::max(SideLayerBackwardFloatsPerToken(config), DownsampleBackwardFloatsPerToken(config));
-    on_top = std::max(on_top, num_tokens * backward);
-  }
-  return floats + on_top + kAllocationSlackFloats * (kAllocationsPerLayer * (num_layers + 1) + kOtherAllocations);
-}
-
-}  // namespace
 
 SideNetwork::SideNetwork(const OpContext& ctx, SideNetworkConfig config, const FrozenHead& frozen,
                          std::unique_ptr<Parameters> parameters)
@@ -94,8 +68,8 @@ absl::StatusOr<DeviceBatch> SideNetwork::Begin(const SideBatch& batch, bool want
   predictions_.Clear();
   QST_RETURN_IF_ERROR(CheckBatch(batch, NumOutputs(config_)));
   // Evaluation gives most of its memory back layer by layer: it grows to what it needs, which is less.
-  QST_RETURN_IF_ERROR(
-      arena_.Reset(want_grad ? ActivationFloats(config_, ctx_.device, batch.num_tokens(), batch.num_targets()) : 0));
+  QST_RETURN_IF_ERROR(arena_.Reset(
+      want_grad ? SideActivationFloats(config_, ctx_.device, batch.num_tokens(), batch.num_targets()) : 0));
   QST_ASSIGN_OR_RETURN(const DeviceBatch uploaded, UploadBatch(ctx_, batch, &arena_));
   const std::int64_t num_classes = config_.is_classification() && !want_grad ? config_.num_classes() : 0;
   QST_RETURN_IF_ERROR(predictions_.Allocate(batch.num_targets(), num_classes, &arena_));
@@ -251,17 +225,6 @@ std::string SideNetwork::DescribeNonFinite() const {
     if (!*is_finite) return name;
   }
   return "the output";
-}
-
-SideMemory EstimateSideMemory(const SideNetworkConfig& config, DeviceType device, std::int64_t num_tokens) {
-  std::int64_t num_parameters = 0;
-  for (const ParameterInfo& info : ParameterLayout(config)) num_parameters += info.num_elems();
-  SideMemory memory;
-  memory.parameter_bytes = 2 * num_parameters * 4;
-  memory.optimizer_bytes = 2 * num_parameters * 4;
-  // Every token may have a target.
-  memory.activation_bytes = 4 * ActivationFloats(config, device, num_tokens, num_tokens);
-  return memory;
 }
 
 }  // namespace qst

@@ -129,15 +129,6 @@ class SideNetwork {
   bool has_activations_ = false;
 };
 
-// Bytes that training with micro-batches of num_tokens tokens takes on a device, hidden states not counted.
-struct SideMemory {
-  std::int64_t parameter_bytes = 0;   // values and gradients
-  std::int64_t optimizer_bytes = 0;   // both moments
-  std::int64_t activation_bytes = 0;  // kept for backward, the head's and backward's own
-  std::int64_t total_bytes() const { return parameter_bytes + optimizer_bytes + activation_bytes; }
-};
-SideMemory EstimateSideMemory(const SideNetworkConfig& config, DeviceType device, std::int64_t num_tokens);
-
 }  // namespace qst
 
 #endif  // QST_WORKER_SIDE_SIDE_NETWORK_H_

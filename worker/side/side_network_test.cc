@@ -12,6 +12,7 @@
 #include "kernels/testing/test_memory.h"
 #include "proto/support/status_matchers.h"
 #include "worker/side/host_matrix.h"
+#include "worker/side/side_memory.h"
 #include "worker/side/testing/golden.h"
 #include "worker/testing/test_device.h"
 
@@ -284,6 +285,34 @@ TEST_P(SideNetworkTest, MemoryEstimateCoversWhatTrainingTakes) {
 }
 
 QST_INSTANTIATE_DEVICE_TEST(SideNetworkTest);
+
+TEST(SideMemoryTest, AGpuGivesNoMoreThanIsEstimated) {
+  QST_SKIP_WITHOUT_DEVICE(DeviceType::kCuda);
+  for (const char* name : {"paper_causal_lm", "linear_causal_lm", "reference_classification"}) {
+    const GoldenCase golden(name);
+    // A device of its own, so that nobody else's memory is counted.
+    auto device = cuda::Device::Open(cuda::DeviceOptions());
+    QST_ASSERT_OK(device);
+    auto stream = (*device)->NewStream();
+    QST_ASSERT_OK(stream);
+    OpContext ctx;
+    ctx.device = DeviceType::kCuda;
+    ctx.stream = stream->get();
+    const std::unique_ptr<SideNetwork> network = MakeNetwork(ctx, golden);
+    for (int i = 0; i < 2; ++i) {
+      QST_ASSERT_OK(network->AccumulateGradients(golden.batch(), golden.HiddenStates(DType::kBF16), 1.0f));
+      PredictionsOf(*network);
+    }
+    const SideMemory memory = EstimateSideMemory(golden.config(), DeviceType::kCuda, golden.batch().num_tokens());
+    // The device rounds pieces up to powers of two.
+    EXPECT_LE((*device)->peak_bytes(), memory.total_bytes() + (1 << 20)) << name;
+  }
+}
+
+TEST(SideMemoryTest, OnCpuOpsKeepNothing) {
+  const GoldenCase golden("paper_causal_lm");
+  EXPECT_EQ(EstimateSideMemory(golden.config(), DeviceType::kCpu, 1000).workspace_bytes, 0);
+}
 
 TEST(SideMemoryTest, AGpuComputesTheHeadInLargerChunks) {
   SideNetworkConfig config;
