@@ -11,21 +11,34 @@ GPU_TESTS = {label: _GPU_CASES for label in [
     "//kernels:embedding_test",
     "//kernels:loss_test",
     "//kernels:norm_test",
+    "//kernels:ops_linear_test",
     "//kernels:optimizer_test",
     "//kernels:rotary_test",
     "//kernels:wire_test",
     "//kernels/cuda:device_test",
+    "//kernels/cuda:linear_test",
     "//kernels/cuda:quant4_test",
     "//worker:compute_device_test",
     "//worker/backbone:device_weights_test",
     "//worker/backbone:stage_test",
+    "//worker/infer:infer_test",
+    "//worker/side:arena_test",
+    "//worker/side:parameters_test",
+    "//worker/side:side_network_test",
     "//worker/stream:buffer_test",
+    "//worker/stream:device_timer_test",
+    "//worker/stream:inproc_transport_test",
     "//worker/stream:nccl_transport_test",
     "//worker/stream:stage_runner_test",
+    "//worker/train:optimizer_test",
+    "//worker/train:trainer_test",
 ]}
 
 # Benchmarks of the GPU backend. Each prints JSON lines {"name", "shape", "value", "unit", "ratio"}.
-GPU_BENCHMARKS = []
+GPU_BENCHMARKS = [
+    "//tests/bench:cuda_linear_bench",
+    "//tests/bench:cuda_ops_bench",
+]
 
 # Shell tests that start a whole cluster; on the device that QST_TEST_DEVICE names.
 E2E_TESTS = [

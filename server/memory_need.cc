@@ -151,10 +151,10 @@ std::uint64_t MemoryNeed::SideActivationBytes() const {
   const std::uint64_t tokens = load_.micro_batch_tokens;
   const std::uint64_t down = 2 * ds + 2 + load_.side.rank();
   const std::uint64_t layer = 5 * ds + 2 * side_kv_ + heads_ + 2 * side_inner_ + 2;
-  const std::uint64_t backward = 4 * ds + std::max(4 * side_inner_, 2 * ds + 2 * side_kv_);
+  const std::uint64_t backward = 3 * ds + std::max(4 * side_inner_, 2 * ds + 2 * side_kv_);
   const std::uint64_t head = HeadRows() * (4 * d + 4 * ds + 1 + NumOutputs());
   if (num_side_layers_ == 0) return kFloat * (head + tokens * kFloatsOfToken);
-  const std::uint64_t kept = tokens * (down + num_side_layers_ * (down + layer) + kFloatsOfToken);
+  const std::uint64_t kept = tokens * (down + num_side_layers_ * (down + layer) + ds + kFloatsOfToken);
   return kFloat * (kept + std::max(head, tokens * backward));
 }
 

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "gtest/gtest.h"
 #include "kernels/device.h"
@@ -12,6 +14,10 @@
 #include "worker/backbone/stage.h"
 #include "worker/checkpoint/import_model.h"
 #include "worker/checkpoint/stored_model.h"
+#include "worker/compute_device.h"
+#include "worker/side/side_config.h"
+#include "worker/side/side_network.h"
+#include "worker/stream/live_stream.h"
 #include "worker/testing/tiny_model.h"
 
 namespace qst {
@@ -98,6 +104,59 @@ TEST_F(MemoryNeedAgreementTest, AStageInGeneration) {
   load.pass_tokens = 100;
   load.cached_tokens = 100;
   ExpectStageAgrees(load);
+}
+
+// Shapes of models: LLaMA-2-7B, SmolLM2-135M (tied head), LLaMA-2-70B.
+std::vector<BackboneDims> BackboneShapes() {
+  std::vector<BackboneDims> shapes(3);
+  shapes[0] = {"llama", 32, 4096, 11008, 32, 32, 32000};
+  shapes[1] = {"llama", 30, 576, 1536, 9, 3, 49152};
+  shapes[2] = {"llama", 80, 8192, 28672, 64, 8, 32000};
+  return shapes;
+}
+
+TEST(MemoryNeedAgreementWithoutModelTest, TheSideNetworkOnEveryShapeDeviceAndWireType) {
+  for (const BackboneDims& dims : BackboneShapes()) {
+    for (const v1::Downsample downsample : {v1::DOWNSAMPLE_ADAPTER, v1::DOWNSAMPLE_LINEAR, v1::DOWNSAMPLE_AVGPOOL}) {
+      for (const DeviceType device : {DeviceType::kCpu, DeviceType::kCuda}) {
+        for (const v1::WireDtype wire : {v1::WIRE_DTYPE_BF16, v1::WIRE_DTYPE_INT8}) {
+          JobLoad load;
+          load.pass_tokens = 4096;
+          load.passes_in_flight = 2;
+          load.wire_dtype = wire;
+          load.side.set_preset(v1::SIDE_PRESET_TUNED);
+          load.side.set_reduction(16);
+          load.side.set_rank(16);
+          load.side.set_downsample(downsample);
+          load.micro_batch_tokens = 2048;
+          v1::Model model;
+          model.set_num_layers(dims.num_layers);
+          model.set_hidden_size(dims.hidden_size);
+          model.set_intermediate_size(dims.intermediate_size);
+          model.set_num_heads(dims.num_heads);
+          model.set_num_kv_heads(dims.num_kv_heads);
+          model.set_vocab_size(dims.vocab_size);
+          model.set_layer_bytes(1);
+          const bool is_cuda = device == DeviceType::kCuda;
+          const MemoryNeed need(model, load, is_cuda ? v1::DEVICE_KIND_CUDA : v1::DEVICE_KIND_CPU);
+
+          const auto side = ResolveSideConfig(load.side, v1::TASK_TYPE_CAUSAL_LM, {}, dims);
+          QST_ASSERT_OK(side);
+          LiveStreamOptions options;
+          options.hidden_size = dims.hidden_size;
+          options.wire_dtype = wire == v1::WIRE_DTYPE_INT8 ? DType::kI8 : DType::kBF16;
+          options.max_passes_in_flight = 2;
+          options.max_pass_tokens = 4096;
+          const std::uint64_t workers =
+              static_cast<std::uint64_t>(EstimateSideMemory(*side, device, 2048).total_bytes() +
+                                         LiveStream::StateBytes(options, 0, dims.num_layers)) +
+              (is_cuda ? kContextBytes : 0);
+          EXPECT_GE(need.SideBytes(), workers) << "width " << dims.hidden_size << ", downsample " << downsample;
+          EXPECT_LE(need.SideBytes(), workers + workers / 10) << "width " << dims.hidden_size;
+        }
+      }
+    }
+  }
 }
 
 }  // namespace
