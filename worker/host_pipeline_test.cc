@@ -1,5 +1,6 @@
 // Real jobs through real parts: a small trained model, its stages and side network, in one process and over Gloo.
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -10,6 +11,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "gtest/gtest.h"
+#include "kernels/cuda/device.h"
 #include "nlohmann/json.hpp"
 #include "proto/support/status_matchers.h"
 #include "tests/support/shared_data.h"
@@ -23,6 +25,8 @@ using testing::HasSubstr;
 
 constexpr absl::Duration kLong = absl::Seconds(120);
 constexpr std::int64_t kLayers = 5;
+// Of one worker; on one GPU several find room.
+constexpr std::int64_t kGpuBytes = 400'000'000;
 
 // One store for all, as the coordinator keeps one for each plan.
 class SharedStore : public KeyValueStore {
@@ -39,8 +43,12 @@ class SharedStore : public KeyValueStore {
 
 // A worker process without its process.
 struct FakeWorker {
-  FakeWorker(const std::string& id, InMemoryKeyValueStore* store) : memory(0) {
+  FakeWorker(DeviceType type, const std::string& id, InMemoryKeyValueStore* store) : memory(0) {
     ComputeDeviceOptions options;
+    if (type == DeviceType::kCuda) {
+      options.gpu = 0;
+      options.gpu_memory_bytes = kGpuBytes;
+    }
     options.isa = ResolveIsa(CpuIsa::kAuto).value();
     device = ComputeDevice::Open(options).value();
     PartContext context;
@@ -143,7 +151,7 @@ class HostPipelineTest : public testing::Test {
       const std::string id =
           part.is_side() ? plan.side_worker_id() : plan.stages(static_cast<int>(part.stage())).worker_id();
       std::unique_ptr<FakeWorker>& worker = workers_[id];
-      if (worker == nullptr) worker = std::make_unique<FakeWorker>(id, store_.get());
+      if (worker == nullptr) worker = std::make_unique<FakeWorker>(device_, id, store_.get());
       v1::WorkerCommand command;
       *command.mutable_host() = part;
       worker->host->Handle(command);
@@ -203,6 +211,7 @@ class HostPipelineTest : public testing::Test {
   }
 
   v1::WireDtype wire_dtype_ = v1::WIRE_DTYPE_BF16;
+  DeviceType device_ = DeviceType::kCpu;
   std::string source_;
   std::string data_;
   std::string folder_;
@@ -250,6 +259,73 @@ TEST_F(HostPipelineTest, EightBitStatesTrainToTheSameBitsOnAnyPlacement) {
     EXPECT_NE(alone.metrics, wide.metrics) << name;
     EXPECT_EQ(Train("apart" + name, {"w0", "w1"}, "w2", MakeWork("apart" + name)).metrics, alone.metrics) << name;
   }
+}
+
+// Fewer steps and placements than on CPU, whose parts are the same: in the shim every kernel runs on the CPU.
+TEST_F(HostPipelineTest, GpuWorkersTrainToTheSameBitsOnAnyPlacementAndReportTheirMemory) {
+  if (cuda::Device::Count() == 0) GTEST_SKIP() << "no GPU, or a build without the CUDA backend";
+  ASSERT_NO_FATAL_FAILURE(Import(true));
+  v1::TrainWork work = MakeWork("cpu");
+  work.mutable_spec()->mutable_train()->set_max_steps(2);
+  work.mutable_spec()->mutable_data()->set_max_train_examples(16);
+  work.mutable_spec()->mutable_data()->set_max_eval_examples(4);
+  const Outcome cpu = Train("cpu", {"w0"}, "w0", work);
+  ASSERT_EQ(cpu.state, v1::JOB_STATE_SUCCEEDED) << cpu.message;
+  device_ = DeviceType::kCuda;
+  work.set_job_path(folder_ + "/alone");
+  const Outcome alone = Train("alone", {"w0"}, "w0", work);
+  ASSERT_EQ(alone.state, v1::JOB_STATE_SUCCEEDED) << alone.message;
+  ASSERT_EQ(alone.metrics.size(), cpu.metrics.size());
+  int num_steps = 0;
+  for (std::size_t i = 0; i < cpu.metrics.size(); ++i) {
+    if (cpu.metrics[i].front() == '{') continue;  // an evaluation
+    // "loss grad_norm"; the backbone's numbers are bf16 on the GPU.
+    const double expected = std::stod(cpu.metrics[i]);
+    EXPECT_NEAR(std::stod(alone.metrics[i]), expected, 0.03 * (1.0 + std::abs(expected))) << "step " << num_steps;
+    ++num_steps;
+  }
+  EXPECT_EQ(num_steps, 2);
+  work.set_job_path(folder_ + "/two");
+  const Outcome two = Train("two", {"w0", "w1"}, "w1", work);
+  ASSERT_EQ(two.state, v1::JOB_STATE_SUCCEEDED) << two.message;
+  EXPECT_EQ(two.metrics, alone.metrics);
+  const std::string said = absl::StrJoin(two.messages, "\n");
+  for (const char* part : {"stage 0 on w0", "stage 1 on w1", "side network on w1"}) EXPECT_THAT(said, HasSubstr(part));
+  EXPECT_THAT(said, HasSubstr("of budget 400.0 MB on cuda:0; host: peak"));
+}
+
+TEST_F(HostPipelineTest, GpuWorkersWriteTheSameTextOnAnyPlacement) {
+  if (cuda::Device::Count() == 0) GTEST_SKIP() << "no GPU, or a build without the CUDA backend";
+  ASSERT_NO_FATAL_FAILURE(Import(false));
+  std::ifstream file(source_ + "/greedy_reference.json");
+  const auto reference = nlohmann::json::parse(file)["greedy_ids"].get<std::vector<std::int32_t>>();
+  device_ = DeviceType::kCuda;
+  v1::GenerateWork work;
+  work.mutable_request()->set_max_new_tokens(12);
+  std::vector<std::int32_t> ids = {1}, ids_apart = {1};
+  const std::string text = Generate("g1", {"w0"}, "w0", work, &ids);
+  EXPECT_EQ(ids, std::vector<std::int32_t>(reference.begin(), reference.begin() + 13));
+  EXPECT_EQ(Generate("g2", {"w0", "w1"}, "w2", work, &ids_apart), text);
+  EXPECT_EQ(ids_apart, ids);
+}
+
+TEST_F(HostPipelineTest, StageThatDoesNotFitTheGpuSaysWhatItNeeds) {
+  if (cuda::Device::Count() == 0) GTEST_SKIP() << "no GPU, or a build without the CUDA backend";
+  ASSERT_NO_FATAL_FAILURE(Import(true));
+  device_ = DeviceType::kCuda;
+  v1::HostPart side;
+  *side.mutable_train() = MakeWork("m");
+  v1::JobPlan plan = MakePlan("m", {"w0"}, "w1");
+  plan.set_backbone_batch_tokens(4'000'000);
+  FakeWorker* const worker = Start(plan, side)["w0"].get();
+  while (const auto report = worker->reports.Take(absl::Now() + kLong)) {
+    if (!report->has_part() || report->part().state() != v1::PART_STATE_FAILED) continue;
+    EXPECT_EQ(report->part().code(), static_cast<int>(absl::StatusCode::kResourceExhausted));
+    EXPECT_THAT(report->part().message(), HasSubstr("are needed (stage 0: weights "));
+    EXPECT_THAT(report->part().message(), HasSubstr("of the budget of 400.0 MB"));
+    return;
+  }
+  ADD_FAILURE() << "the stage did not fail";
 }
 
 TEST_F(HostPipelineTest, GreedyTextOfTheUnquantizedModelIsTheReference) {
