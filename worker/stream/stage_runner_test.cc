@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "gtest/gtest.h"
@@ -18,6 +19,7 @@
 #include "worker/stream/gloo_transport.h"
 #include "worker/stream/inproc_transport.h"
 #include "worker/stream/live_stream.h"
+#include "worker/stream/nccl_transport.h"
 #include "worker/testing/test_device.h"
 
 namespace qst {
@@ -84,42 +86,6 @@ std::vector<std::string> Names(int num_stages) {
   return names;
 }
 
-std::vector<std::unique_ptr<Transport>> Connect(int num_stages, bool use_gloo) {
-  const std::vector<std::string> names = Names(num_stages);
-  const int size = num_stages + 1;
-  std::vector<std::unique_ptr<Transport>> world(size);
-  if (!use_gloo) {
-    const auto hub = InprocHub::Create(names);
-    for (int rank = 0; rank < size; ++rank) world[rank] = hub->Endpoint(rank);
-    return world;
-  }
-  InMemoryKeyValueStore store;
-  std::vector<std::thread> threads;
-  for (int rank = 0; rank < size; ++rank) {
-    threads.emplace_back([&, rank] {
-      GlooOptions options;
-      options.rank = rank;
-      options.names = names;
-      for (int peer = 0; peer < size; ++peer) {
-        if (peer != rank) options.peers.push_back(peer);
-      }
-      auto transport = GlooTransport::Create(options).value();
-      QST_EXPECT_OK(transport->Connect(store));
-      world[rank] = std::move(transport);
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  return world;
-}
-
-TokenPass MakePass(std::uint64_t id, int num_tokens) {
-  TokenPass pass;
-  pass.id = id;
-  for (int i = 0; i < num_tokens; ++i) pass.tokens.push_back(static_cast<std::int32_t>(id * 100 + i));
-  pass.offsets = {0, num_tokens / 2, num_tokens};
-  return pass;
-}
-
 // Contexts of the ranks of one process: on a GPU each has a stream of its own.
 class Contexts {
  public:
@@ -138,13 +104,73 @@ class Contexts {
   std::vector<cuda::StreamPtr> streams_;
 };
 
+// How the ranks are connected.
+enum class Way { kInProcess, kGloo, kNccl };
+
+std::string WayName(Way way) { return way == Way::kInProcess ? "in process" : way == Way::kGloo ? "Gloo" : "NCCL"; }
+
+// All that there are for ranks that are threads: NCCL wants a GPU for each of them, the shim does not.
+std::vector<Way> Ways(DeviceType device) {
+  std::vector<Way> ways = {Way::kInProcess, Way::kGloo};
+  if (device == DeviceType::kCuda && absl::StrContains(cuda::DeviceOf(*TestCuda::StreamOrNull()).name(), "shim")) {
+    ways.push_back(Way::kNccl);
+  }
+  return ways;
+}
+
+std::vector<std::unique_ptr<Transport>> Connect(int num_stages, Way way, Contexts& contexts) {
+  const std::vector<std::string> names = Names(num_stages);
+  const int size = num_stages + 1;
+  std::vector<std::unique_ptr<Transport>> world(size);
+  if (way == Way::kInProcess) {
+    const auto hub = InprocHub::Create(names);
+    for (int rank = 0; rank < size; ++rank) world[rank] = hub->Endpoint(rank);
+    return world;
+  }
+  InMemoryKeyValueStore store;
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < size; ++rank) {
+    NcclOptions nccl_options;
+    nccl_options.names = names;
+    nccl_options.edges = PipelineEdges(num_stages);
+    if (way == Way::kNccl) nccl_options.ctx = contexts.Make();
+    threads.emplace_back([&, rank, nccl_options] {
+      GlooOptions options;
+      options.rank = rank;
+      options.names = names;
+      for (int peer = 0; peer < size; ++peer) {
+        if (peer != rank) options.peers.push_back(peer);
+      }
+      auto gloo = GlooTransport::Create(options).value();
+      QST_EXPECT_OK(gloo->Connect(store));
+      if (way == Way::kGloo) {
+        world[rank] = std::move(gloo);
+        return;
+      }
+      auto nccl = NcclTransport::Create(std::move(gloo), nccl_options).value();
+      QST_EXPECT_OK(nccl->Connect());
+      world[rank] = std::move(nccl);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return world;
+}
+
+TokenPass MakePass(std::uint64_t id, int num_tokens) {
+  TokenPass pass;
+  pass.id = id;
+  for (int i = 0; i < num_tokens; ++i) pass.tokens.push_back(static_cast<std::int32_t>(id * 100 + i));
+  pass.offsets = {0, num_tokens / 2, num_tokens};
+  return pass;
+}
+
 // Stages on threads, and the side's stream.
 class Pipeline {
  public:
-  Pipeline(DeviceType device, int num_stages, bool use_gloo, DType wire_dtype = DType::kBF16,
+  Pipeline(DeviceType device, int num_stages, Way way, DType wire_dtype = DType::kBF16,
            std::int64_t max_states_under_way = 0)
       : contexts_(device), wire_dtype_(wire_dtype), max_states_under_way_(max_states_under_way) {
-    world_ = Connect(num_stages, use_gloo);
+    world_ = Connect(num_stages, way, contexts_);
     for (const StageRange& range : Split(num_stages)) {
       stage_contexts_.push_back(contexts_.Make());
       stages_.push_back(std::make_unique<FakeStage>(stage_contexts_.back(), range.first_layer, range.num_layers));
@@ -216,8 +242,8 @@ std::string BytesOf(const OpContext& ctx, const ConstMatrixView& states) {
 }
 
 // All states of some passes of different lengths, as bytes.
-std::vector<std::string> RunAll(DeviceType device, int num_stages, bool use_gloo, DType wire_dtype) {
-  Pipeline pipeline(device, num_stages, use_gloo, wire_dtype);
+std::vector<std::string> RunAll(DeviceType device, int num_stages, Way way, DType wire_dtype) {
+  Pipeline pipeline(device, num_stages, way, wire_dtype);
   pipeline.Start();
   const std::vector<int> lengths = {7, 64, 1, 33, 20, 64};
   std::vector<std::string> states;
@@ -248,20 +274,20 @@ QST_INSTANTIATE_DEVICE_TEST(StageRunnerTest);
 
 TEST_P(StageRunnerTest, StatesAreTheSameBitsForAnyNumberOfStagesAndAnyTransport) {
   for (DType wire_dtype : {DType::kBF16, DType::kF32, DType::kI8, DType::kF8E4M3}) {
-    const std::vector<std::string> expected = RunAll(GetParam(), 1, false, wire_dtype);
+    const std::vector<std::string> expected = RunAll(GetParam(), 1, Way::kInProcess, wire_dtype);
     ASSERT_EQ(expected.size(), 6u * (kLayers + 1));
     for (int num_stages : {1, 2, 3}) {
-      for (bool use_gloo : {false, true}) {
-        EXPECT_EQ(RunAll(GetParam(), num_stages, use_gloo, wire_dtype), expected)
-            << num_stages << " stages, " << (use_gloo ? "Gloo" : "in process") << ", " << DTypeName(wire_dtype);
+      for (const Way way : Ways(GetParam())) {
+        EXPECT_EQ(RunAll(GetParam(), num_stages, way, wire_dtype), expected)
+            << num_stages << " stages, " << WayName(way) << ", " << DTypeName(wire_dtype);
       }
     }
   }
 }
 
 TEST_P(StageRunnerTest, WireRoundingHappensOnceAndNotOnTheResidual) {
-  const std::vector<std::string> exact = RunAll(GetParam(), 2, false, DType::kF32);
-  const std::vector<std::string> rounded = RunAll(GetParam(), 2, false, DType::kBF16);
+  const std::vector<std::string> exact = RunAll(GetParam(), 2, Way::kInProcess, DType::kF32);
+  const std::vector<std::string> rounded = RunAll(GetParam(), 2, Way::kInProcess, DType::kBF16);
   for (std::size_t i = 0; i < exact.size(); ++i) {
     for (std::size_t e = 0; e < exact[i].size() / 4; ++e) {
       float value;
@@ -277,10 +303,10 @@ TEST_P(StageRunnerTest, WireRoundingHappensOnceAndNotOnTheResidual) {
 }
 
 TEST_P(StageRunnerTest, EightBitStatesComeBackNearWhatTheyWereAndTheLastOneAsBF16) {
-  const std::vector<std::string> exact = RunAll(GetParam(), 2, false, DType::kF32);
-  const std::vector<std::string> narrow = RunAll(GetParam(), 2, false, DType::kBF16);
+  const std::vector<std::string> exact = RunAll(GetParam(), 2, Way::kInProcess, DType::kF32);
+  const std::vector<std::string> narrow = RunAll(GetParam(), 2, Way::kInProcess, DType::kBF16);
   for (const DType wire_dtype : {DType::kI8, DType::kF8E4M3}) {
-    const std::vector<std::string> states = RunAll(GetParam(), 2, true, wire_dtype);
+    const std::vector<std::string> states = RunAll(GetParam(), 2, Way::kGloo, wire_dtype);
     ASSERT_EQ(states.size(), exact.size());
     int num_changed = 0;
     for (std::size_t i = 0; i < states.size(); ++i) {
@@ -307,7 +333,7 @@ TEST_P(StageRunnerTest, EightBitStatesComeBackNearWhatTheyWereAndTheLastOneAsBF1
 }
 
 TEST_P(StageRunnerTest, OnlyTheLayersAskedForAreSent) {
-  Pipeline pipeline(GetParam(), 2, false);
+  Pipeline pipeline(GetParam(), 2, Way::kInProcess);
   pipeline.Start();
   QST_ASSERT_OK(pipeline.stream().Submit(MakePass(0, 5), kLayers));
   QST_EXPECT_OK(pipeline.stream().Wait(0, kLayers));
@@ -316,7 +342,7 @@ TEST_P(StageRunnerTest, OnlyTheLayersAskedForAreSent) {
 }
 
 TEST_P(StageRunnerTest, CreditsBoundWhatIsInFlight) {
-  Pipeline pipeline(GetParam(), 1, false);
+  Pipeline pipeline(GetParam(), 1, Way::kInProcess);
   pipeline.Start();
   QST_ASSERT_OK(pipeline.stream().Submit(MakePass(0, 5), 0));
   QST_ASSERT_OK(pipeline.stream().Submit(MakePass(1, 5), 0));
@@ -327,7 +353,7 @@ TEST_P(StageRunnerTest, CreditsBoundWhatIsInFlight) {
 }
 
 TEST_P(StageRunnerTest, StagesRunAheadOfTheSide) {
-  Pipeline pipeline(GetParam(), 2, true);
+  Pipeline pipeline(GetParam(), 2, Way::kGloo);
   absl::Notification second_done;
   pipeline.stage(1).before_pass = [&](const TokenPass& pass) {
     if (pass.id == 1) second_done.Notify();
@@ -340,8 +366,8 @@ TEST_P(StageRunnerTest, StagesRunAheadOfTheSide) {
 }
 
 TEST_P(StageRunnerTest, PassesReleasedUnreadDoNotBlockLaterOnes) {
-  for (bool use_gloo : {false, true}) {
-    Pipeline pipeline(GetParam(), 2, use_gloo);
+  for (const Way way : Ways(GetParam())) {
+    Pipeline pipeline(GetParam(), 2, way);
     pipeline.Start();
     for (std::uint64_t id = 0; id < 10; ++id) {
       QST_ASSERT_OK(pipeline.stream().Submit(MakePass(id, 9), 0));
@@ -352,7 +378,7 @@ TEST_P(StageRunnerTest, PassesReleasedUnreadDoNotBlockLaterOnes) {
 }
 
 TEST_P(StageRunnerTest, StatesThatHaveNotLeftHoldUpTheStage) {
-  Pipeline pipeline(GetParam(), 1, /*use_gloo=*/false, DType::kBF16, /*max_states_under_way=*/2);
+  Pipeline pipeline(GetParam(), 1, Way::kInProcess, DType::kBF16, /*max_states_under_way=*/2);
   pipeline.Start();
   Transport& side = pipeline.transport(1);
   // What LiveStream does, but states are let go one by one.
@@ -395,8 +421,8 @@ TEST_P(StageRunnerTest, StatesThatHaveNotLeftHoldUpTheStage) {
 }
 
 TEST_P(StageRunnerTest, AbortInMidPassWakesSideAndStages) {
-  for (bool use_gloo : {false, true}) {
-    Pipeline pipeline(GetParam(), 2, use_gloo);
+  for (const Way way : Ways(GetParam())) {
+    Pipeline pipeline(GetParam(), 2, way);
     absl::Notification inside;
     absl::Notification go_on;
     pipeline.stage(1).before_pass = [&](const TokenPass&) {
@@ -422,8 +448,8 @@ TEST_P(StageRunnerTest, AbortInMidPassWakesSideAndStages) {
 }
 
 TEST_P(StageRunnerTest, FailureOfAStageReachesEveryoneWithItsName) {
-  for (bool use_gloo : {false, true}) {
-    Pipeline pipeline(GetParam(), 3, use_gloo);
+  for (const Way way : Ways(GetParam())) {
+    Pipeline pipeline(GetParam(), 3, way);
     pipeline.stage(1).failing_layer = 4;
     pipeline.stage(1).failing_pass = 1;
     pipeline.Start();
@@ -446,7 +472,7 @@ TEST_P(StageRunnerTest, FailureOfAStageReachesEveryoneWithItsName) {
 }
 
 TEST_P(StageRunnerTest, HeadersThatBreakThePlanEndTheStage) {
-  Pipeline pipeline(GetParam(), 1, false);
+  Pipeline pipeline(GetParam(), 1, Way::kInProcess);
   pipeline.Start();
   PassHeader header;
   header.num_tokens = 1000000;
@@ -461,7 +487,7 @@ TEST_P(StageRunnerTest, HeadersThatBreakThePlanEndTheStage) {
 }
 
 TEST_P(StageRunnerTest, BadPassesAreRefusedBeforeAnythingIsSent) {
-  Pipeline pipeline(GetParam(), 1, false);
+  Pipeline pipeline(GetParam(), 1, Way::kInProcess);
   LiveStream& stream = pipeline.stream();
   EXPECT_THAT(stream.Submit(MakePass(1, 5), 0),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("next one is 0")));
