@@ -34,7 +34,7 @@ __device__ __forceinline__ float SumLanes(float x, float (*shared)[kWarpSize]) {
 //   static constexpr int kSums                                            sums a column
 //   __device__ void Add(row, col, float (&sums)[kSums])                   adds what element (row, col) contributes
 //   __device__ void Finish(int sum, std::int64_t col, float total)        takes a column's sum
-// partials is [kSums, chunks, cols], or with kOneColumn, where all columns are one sum, [kSums, chunks, blocks of columns].
+// partials is [kSums, chunks, cols]; with kOneColumn, where all columns are one sum, [kSums, chunks, column blocks].
 template <typename Term, bool kOneColumn>
 __global__ void __launch_bounds__(kWarpSize* kSumLanes)
     SumChunksKernel(Term term, std::int64_t rows, std::int64_t cols, unsigned col_blocks, float* partials) {
@@ -84,7 +84,8 @@ constexpr int kOneSumThreads = 512;
 
 // One block: all partial sums.
 template <typename Term>
-__global__ void __launch_bounds__(kOneSumThreads) SumAllPartialsKernel(Term term, std::int64_t num, const float* partials) {
+__global__ void __launch_bounds__(kOneSumThreads)
+    SumAllPartialsKernel(Term term, std::int64_t num, const float* partials) {
   __shared__ float shared[kWarpSize];
 #pragma unroll
   for (int s = 0; s < Term::kSums; ++s) {
@@ -101,8 +102,8 @@ absl::Status SumColumns(Stream& stream, const Term& term, std::int64_t rows, std
   const std::int64_t chunks = CeilDiv(rows, kSumChunkRows);
   const std::int64_t col_blocks = CeilDiv(cols, kWarpSize);
   const std::int64_t partials_a_chunk = kOneColumn ? col_blocks : cols;
-  QST_ASSIGN_OR_RETURN(void* const scratch,
-                       stream.Scratch(Term::kSums * chunks * partials_a_chunk * static_cast<std::int64_t>(sizeof(float))));
+  QST_ASSIGN_OR_RETURN(void* const scratch, stream.Scratch(Term::kSums * chunks * partials_a_chunk *
+                                                           static_cast<std::int64_t>(sizeof(float))));
   float* const partials = static_cast<float*>(scratch);
   LaunchShape shape;
   shape.block = dim3(kWarpSize, kSumLanes);

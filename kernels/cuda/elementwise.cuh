@@ -26,8 +26,8 @@ struct ElementTiles {
 
 // Body has
 //   static constexpr int kWidth                                     elements a group
-//   template <bool kWide> __device__ void Apply(row, col, count)    elements [col, col + count) of a row, count <= kWidth;
-//                                                                   kWide: count is kWidth, and Packs may be used
+//   template <bool kWide> __device__ void Apply(row, col, count)    elements [col, col + count) of a row, at most kWidth;
+//                                                                   kWide: exactly, and Packs may be used
 template <typename Body>
 __global__ void __launch_bounds__(kElementwiseThreads) ElementwiseKernel(Body body, ElementTiles tiles) {
   const unsigned row_block = blockIdx.x / tiles.blocks_a_row;
@@ -63,7 +63,7 @@ absl::Status LaunchTiles(Stream& stream, const Body& body, std::int64_t rows, st
 
 }  // namespace internal
 
-// Body on [rows, cols]. `operands` are all matrices (or vectors, as one row) whose groups Apply<true> accesses as Packs.
+// Body on [rows, cols]. `operands`: all matrices, and vectors as one row, whose groups Apply<true> accesses as Packs.
 template <typename Body>
 absl::Status LaunchByRows(Stream& stream, const Body& body, std::int64_t rows, std::int64_t cols,
                           std::initializer_list<ConstMatrixView> operands) {

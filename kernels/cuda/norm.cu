@@ -1,9 +1,10 @@
+#include "kernels/cuda/norm.h"
+
 #include <cuda_runtime.h>
 
 #include <cstdint>
 #include <type_traits>
 
-#include "kernels/cuda/norm.h"
 #include "kernels/cuda/numeric.cuh"
 #include "kernels/cuda/row_blocks.cuh"
 #include "kernels/cuda/stream.cuh"

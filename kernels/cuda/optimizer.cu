@@ -46,7 +46,9 @@ struct AdamWScale {
     if (sum_of_squares == nullptr) return true;
     const double norm = sqrt(*sum_of_squares);
     if (!std::isfinite(norm)) return false;
-    if (clip_norm > 0.0 && norm > clip_norm) *s = static_cast<float>(static_cast<double>(grad_scale) * (clip_norm / norm));
+    if (clip_norm > 0.0 && norm > clip_norm) {
+      *s = static_cast<float>(static_cast<double>(grad_scale) * (clip_norm / norm));
+    }
     return true;
   }
 };
@@ -61,7 +63,8 @@ __device__ __forceinline__ void AdamWElement(const AdamWFactors& f, float grad, 
   *exp_avg_sq = v;
 }
 
-// The formula of ops.h (one block a multiprocessor would do: then no register is spilled for more), with s from the sum of squares where there is one; nothing if that is not finite.
+// The formula of ops.h, with s from the sum of squares where there is one; nothing if that is not finite. The launch
+// bounds ask for one block a multiprocessor: for more, registers would be spilled.
 template <bool kWide>
 __global__ void __launch_bounds__(kThreads, 1)
     AdamWKernel(AdamWFactors f, AdamWScale scale, std::int64_t n, float* param, const float* grad, float* exp_avg,

@@ -18,8 +18,8 @@ constexpr int kThreads = 256;
 constexpr int kMaxTokensABlock = 16;
 
 // a' = a cos - b sin,  b' = b cos + a sin  for every pair (j, j + half) of every head, angle = position * inv_freq[j].
-// A block has a few tokens. Each of its threads finds cos and sin of one token and frequency, in float64, where GPUs for
-// consumers are slow; all heads of the token then use them. More than kThreads frequencies take several rounds.
+// A block has a few tokens. Each of its threads finds cos and sin of one token and frequency, in float64, where GPUs
+// for consumers are slow; all heads of the token then use them. More than kThreads frequencies take several rounds.
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(kThreads)
     RotaryKernel(DeviceRows<T> x, std::int64_t rows, int num_heads, int half, int tokens_a_block,

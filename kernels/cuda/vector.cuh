@@ -90,7 +90,7 @@ inline bool AllowsPacks(const float* vector, int num_elems) {
   return AllowsPacks(ConstMatrixView(vector, DType::kF32, 1, num_elems, num_elems), num_elems);
 }
 
-// Runs visit(std::true_type) or visit(std::false_type): DispatchBool(wide, [&](auto wide) { ... decltype(wide)::value }).
+// Runs visit with std::true_type or std::false_type: DispatchBool(b, [&](auto c) { ... decltype(c)::value ... }).
 template <typename Visit>
 absl::Status DispatchBool(bool value, const Visit& visit) {
   return value ? visit(std::true_type()) : visit(std::false_type());
