@@ -16,7 +16,7 @@
 #include "worker/checkpoint/stored_model.h"
 #include "worker/compute_device.h"
 #include "worker/side/side_config.h"
-#include "worker/side/side_network.h"
+#include "worker/side/side_memory.h"
 #include "worker/stream/live_stream.h"
 #include "worker/testing/tiny_model.h"
 
@@ -149,10 +149,11 @@ TEST(MemoryNeedAgreementWithoutModelTest, TheSideNetworkOnEveryShapeDeviceAndWir
           options.max_pass_tokens = 4096;
           const std::uint64_t workers =
               static_cast<std::uint64_t>(EstimateSideMemory(*side, device, 2048).total_bytes() +
-                                         LiveStream::StateBytes(options, 0, dims.num_layers)) +
-              (is_cuda ? kContextBytes : 0);
+                                         LiveStream::StateBytes(options, 0, dims.num_layers));
           EXPECT_GE(need.SideBytes(), workers) << "width " << dims.hidden_size << ", downsample " << downsample;
-          EXPECT_LE(need.SideBytes(), workers + workers / 10) << "width " << dims.hidden_size;
+          // What ops keep on a GPU depends on shapes in ways that the coordinator bounds by a constant.
+          const std::uint64_t slack = workers / 10 + (is_cuda ? kContextBytes : 0);
+          EXPECT_LE(need.SideBytes(), workers + slack) << "width " << dims.hidden_size;
         }
       }
     }

@@ -43,8 +43,10 @@ coordinator_address() { sed -n 's/.*"address": *"\([^"]*\)".*/\1/p' "$store/clus
 processes() {
   local file
   for file in /proc/[0-9]*/cmdline; do
-    grep -qz -- "$store" "$file" 2>/dev/null && grep -qzE 'qst-(coordinator|worker)' "$file" 2>/dev/null &&
+    # Not `&&`: the loop's status would be that of whichever process comes last.
+    if grep -qz -- "$store" "$file" 2>/dev/null && grep -qzE 'qst-(coordinator|worker)' "$file" 2>/dev/null; then
       basename "${file%/cmdline}"
+    fi
   done | sort
 }
 # pid_of coordinator | pid_of w1
