@@ -311,12 +311,14 @@ TEST_P(AttentionTest, HalfPrecisionMatchesReference) {
       const Operands x(shape, q_offsets.back(), k_offsets.back(), 24);
       const AttentionResult expected = ReferenceAttention(shape, Rounded(x.q, dtype), Rounded(x.k, dtype),
                                                           Rounded(x.v, dtype), q_offsets, k_offsets);
+      // Aligned, as tensor cores want them; and so that they must not be used.
       for (const std::int64_t padding : {0, 8, 3}) {
-        TestMatrix out(x.q.rows, x.q.cols, dtype, padding);
+        const TestStart start = padding == 3 ? TestStart::kMisaligned : TestStart::kAligned;
+        TestMatrix out(x.q.rows, x.q.cols, dtype, padding, start);
         TestMatrix log_sum_exp(x.q.rows, shape.num_heads);
-        QST_ASSERT_OK(Attention(Context(), shape, TestMatrix(x.q, dtype, padding), TestMatrix(x.k, dtype, padding),
-                                TestMatrix(x.v, dtype, padding), View(q_offsets), View(k_offsets), out,
-                                log_sum_exp.data()));
+        QST_ASSERT_OK(Attention(Context(), shape, TestMatrix(x.q, dtype, padding, start),
+                                TestMatrix(x.k, dtype, padding, start), TestMatrix(x.v, dtype, padding, start),
+                                View(q_offsets), View(k_offsets), out, log_sum_exp.data()));
         // Probabilities may be rounded too before they meet the values.
         EXPECT_TRUE(IsClose(out, expected.out, 3.0 * RoundingError(dtype)));
         EXPECT_TRUE(IsClose(log_sum_exp, expected.log_sum_exp, 1e-4));
@@ -324,6 +326,35 @@ TEST_P(AttentionTest, HalfPrecisionMatchesReference) {
         EXPECT_TRUE(log_sum_exp.GuardsIntact());
       }
     }
+  }
+}
+
+// A row's bits depend on its own sequence up to it: not on the batch, nor on how many of its tokens come at once.
+TEST_P(AttentionTest, HalfPrecisionRowsDependOnTheirPastAlone) {
+  if (!IsCuda()) GTEST_SKIP() << "the CPU backend computes attention in f32";
+  constexpr std::int32_t kLength = 150;
+  for (const AttentionShape& shape : {Shape(6, 2, 64), Shape(2, 2, 128), Shape(4, 1, 80)}) {
+    SCOPED_TRACE(::testing::Message() << shape.num_heads << "/" << shape.num_kv_heads << " x " << shape.head_dim);
+    const Operands x(shape, kLength, kLength, 26);
+    const auto run = [&](std::int64_t q_begin, std::int64_t end, const Indices& q_offsets, const Indices& k_offsets) {
+      TestMatrix out(end - q_begin, x.q.cols, DType::kBF16, 0, TestStart::kAligned);
+      QST_EXPECT_OK(Attention(
+          Context(), shape, TestMatrix(RowsOf(x.q, q_begin, end), DType::kBF16, 0, TestStart::kAligned),
+          TestMatrix(RowsOf(x.k, 0, end), DType::kBF16, 0, TestStart::kAligned),
+          TestMatrix(RowsOf(x.v, 0, end), DType::kBF16, 0, TestStart::kAligned), View(q_offsets), View(k_offsets), out,
+          nullptr));
+      return out;
+    };
+    const TestMatrix whole = run(0, kLength, {0, kLength}, {0, kLength});
+    for (const std::int32_t begin : {0, 63, 64, 100, 149}) {
+      for (const std::int32_t end : {begin + 1, kLength}) {
+        const TestMatrix part = run(begin, end, {0, end - begin}, {0, end});
+        EXPECT_EQ(part.Bits(), whole.Bits(begin, end)) << begin << " to " << end;
+      }
+    }
+    // As the first of two sequences.
+    const TestMatrix packed = run(0, kLength, {0, 70, kLength}, {0, 70, kLength});
+    EXPECT_EQ(packed.Bits(0, 70), whole.Bits(0, 70));
   }
 }
 

@@ -1,5 +1,7 @@
 #include "kernels/cuda/attention.h"
 
+#include <cstdint>
+
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/attention_kernels.h"
 #include "proto/support/status_macros.h"
@@ -14,6 +16,22 @@ absl::Status CheckWidth(const AttentionShape& shape) {
                                                kMaxHeadWidth, " are supported"));
 }
 
+// Whether rows of a head are whole pieces of 16 bytes, at multiples of 16.
+bool IsWide(const ConstMatrixView& m, std::int64_t head_dim) {
+  constexpr std::int64_t kBytes = 16;
+  const std::int64_t element = DTypeBytes(m.dtype);
+  return reinterpret_cast<std::uintptr_t>(m.data) % kBytes == 0 && m.ld * element % kBytes == 0 &&
+         head_dim * element % kBytes == 0;
+}
+
+bool FitsTensorCores(const AttentionOperands& x) {
+  const DType dtype = x.q.dtype;
+  if (dtype == DType::kF32 || x.k.dtype != dtype || x.v.dtype != dtype) return false;
+  if (x.out.dtype != DType::kF32 && x.out.dtype != dtype) return false;
+  const std::int64_t width = x.shape.head_dim;
+  return x.shape.scale > 0.0f && IsWide(x.q, width) && IsWide(x.k, width) && IsWide(x.v, width) && IsWide(x.out, width);
+}
+
 }  // namespace
 
 absl::Status Attention(Stream& stream, const AttentionShape& shape, const ConstMatrixView& q, const ConstMatrixView& k,
@@ -22,7 +40,7 @@ absl::Status Attention(Stream& stream, const AttentionShape& shape, const ConstM
   QST_RETURN_IF_ERROR(CheckWidth(shape));
   const AttentionOperands operands{shape, q, k, v, q_offsets, k_offsets, out, log_sum_exp};
   if (shape.head_dim <= kMaxNarrowWidth) return NarrowAttention(stream, operands);
-  return GenericAttention(stream, operands);
+  return FitsTensorCores(operands) ? WideAttention(stream, operands) : GenericAttention(stream, operands);
 }
 
 absl::Status AttentionBackward(Stream& stream, const AttentionShape& shape, const ConstMatrixView& grad_out,

@@ -18,7 +18,8 @@ _NVCC_OPTIONS = [
     "-c",
     "-std=c++17",
     "-O3",
-    "-lineinfo",
+    # The bundle carries the kernels in several programs.
+    "--compress-mode=size",
     "--Werror=all-warnings",
     "-Xcompiler=-Wall,-Wextra,-Wno-sign-compare,-Wno-unused-parameter,-fPIC",
     # Registers, shared memory and spills of every kernel, for the report (kernels/cuda/resources.md).
