@@ -56,9 +56,9 @@ skipped=$(printf '%s' "$skips" | grep -cE 'SKIPPED' || true)
 printf '%s\n' "${skips:-none}"
 
 say "GPU backend, its kernels run on the CPU (kernels/testing/cuda_shim)"
-run_tests --config=cuda_shim --build_tests_only --test_env=QST_TEST_DEVICE=cuda --test_tag_filters=-noshim \
+run_tests --config=cuda_shim --build_tests_only --test_env=QST_TEST_DEVICE=cuda \
   //kernels/... //worker/backbone/... //worker/side/... //worker/stream/... //worker/train/... //worker/infer/... \
-  //worker:all //tests/e2e:main_job_test //tests/e2e:stories_test
+  //worker:all //tests/e2e:main_job_test
 
 if [[ -x /usr/local/cuda/bin/nvcc ]]; then
   say "GPU backend, built for sm_80, sm_89 and sm_90a"
