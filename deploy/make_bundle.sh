@@ -106,11 +106,10 @@ done < <(sed -nE 's/^\s*(\S+) => (\S+).*/\1 \2/p' "$work/needed" | sort -u)
 
 commit=$(sed -n 's/^STABLE_COMMIT //p' "$status")
 printf 'commit %s\nvariant %s\n' "${commit:-unknown}" "$variant" > "$root/VERSION"
-# A window over several programs: they hold the same kernels, tens of megabytes of them in each.
-tar -C "$work" --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 -cf - qst | xz --lzma2=preset=5,dict=192MiB > "$out"
+tar -C "$work" --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 -cf - qst | gzip -9n > "$out"
 size=$(stat -c %s "$out")
 if ((size > 60 << 20)); then
   echo "make_bundle.sh: the archive has $size bytes, more than 60 MiB; the largest files:" >&2
-  tar -tvJf "$out" | sort -k3,3nr | sed -n 1,10p >&2
+  tar -tvzf "$out" | sort -k3,3nr | sed -n 1,10p >&2
   exit 1
 fi

@@ -18,6 +18,7 @@ namespace {
 
 constexpr int kRows = 4;  // of a block: one a warp
 constexpr int kThreads = kRows * kWarpSize;
+constexpr int kBlocks = 4;  // on a multiprocessor at a time, at least: no registers are spilled
 
 struct GenericParameters {
   AnyMatrix q, k, v, out, grad_out, grad_q, grad_k, grad_v;
@@ -93,7 +94,7 @@ __device__ __forceinline__ RowPlace FindRow(const GenericParameters& p) {
 }
 
 template <int E>
-__global__ void __launch_bounds__(kThreads) GenericForwardKernel(GenericParameters p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) GenericForwardKernel(GenericParameters p) {
   const RowPlace place = FindRow(p);
   if (!place.is_row) return;  // The whole warp.
   const int head = blockIdx.y;
@@ -128,7 +129,7 @@ __global__ void __launch_bounds__(kThreads) GenericForwardKernel(GenericParamete
 
 // The formulas of backward are those of attention_narrow.cu.
 template <int E>
-__global__ void __launch_bounds__(kThreads) GenericGradQueryKernel(GenericParameters p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) GenericGradQueryKernel(GenericParameters p) {
   const RowPlace place = FindRow(p);
   if (!place.is_row) return;
   const int head = blockIdx.y;
@@ -152,7 +153,7 @@ __global__ void __launch_bounds__(kThreads) GenericGradQueryKernel(GenericParame
 }
 
 template <int E>
-__global__ void __launch_bounds__(kThreads) GenericGradKeyKernel(GenericParameters p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) GenericGradKeyKernel(GenericParameters p) {
   const RowPlace place = FindRow(p);
   if (!place.is_row) return;
   const int kv_head = blockIdx.y;

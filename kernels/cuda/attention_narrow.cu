@@ -19,6 +19,8 @@ namespace cuda {
 namespace {
 
 constexpr int kRows = 128;  // of a block: one a thread
+// At least so many blocks on a multiprocessor at a time: registers enough for 16 channels, without spilling.
+constexpr int kBlocks = 4;
 constexpr int kTile = 64;   // rows in shared memory at a time
 // Scores that are turned into probabilities together: the running maximum is brought up to date once for all.
 constexpr int kChunk = 8;
@@ -73,7 +75,7 @@ __device__ __forceinline__ void LoadTile(const AnyMatrix& m, std::int64_t first,
 
 // out = softmax(scale q k^T) v over the keys that a row sees, log_sum_exp of its scaled scores.
 template <int W>
-__global__ void __launch_bounds__(kRows) NarrowForwardKernel(NarrowParameters p) {
+__global__ void __launch_bounds__(kRows, kBlocks) NarrowForwardKernel(NarrowParameters p) {
   __shared__ __align__(16) float keys[kTile][W];
   __shared__ __align__(16) float values[kTile][W];
   const Tile tile = FindTile(p.q_offsets, p.num_sequences, 1, kRows, blockIdx.x);
@@ -142,7 +144,7 @@ __global__ void __launch_bounds__(kRows) NarrowForwardKernel(NarrowParameters p)
 
 // With P the probabilities and D = dot(grad_out, out): dS = P (grad_out v^T - D), grad_q = scale dS k.
 template <int W>
-__global__ void __launch_bounds__(kRows) NarrowGradQueryKernel(NarrowParameters p) {
+__global__ void __launch_bounds__(kRows, kBlocks) NarrowGradQueryKernel(NarrowParameters p) {
   __shared__ __align__(16) float keys[kTile][W];
   __shared__ __align__(16) float values[kTile][W];
   const Tile tile = FindTile(p.q_offsets, p.num_sequences, 1, kRows, blockIdx.x);
@@ -193,7 +195,7 @@ __global__ void __launch_bounds__(kRows) NarrowGradQueryKernel(NarrowParameters 
 
 // grad_v = P^T grad_out, grad_k = scale dS^T q, over the queries that see a key, those of the group's heads in order.
 template <int W>
-__global__ void __launch_bounds__(kRows) NarrowGradKeyKernel(NarrowParameters p) {
+__global__ void __launch_bounds__(kRows, kBlocks) NarrowGradKeyKernel(NarrowParameters p) {
   __shared__ __align__(16) float queries[kTile][W];
   __shared__ __align__(16) float grads[kTile][W];
   __shared__ float lse_log2[kTile];

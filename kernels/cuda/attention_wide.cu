@@ -385,7 +385,7 @@ absl::Status WideAttentionOf(Stream& stream, const AttentionOperands& x) {
   QST_CUDA_RETURN_IF_ERROR(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor,
                                                   stream.device->ordinal()));
   const bool is_long = x.q.rows * p.group > 64 * x.q_offsets.num;
-  const bool is_large = is_long && (width <= 64 || shared_bytes >= 160 << 10);
+  const bool is_large = is_long && (width <= 64 || shared_bytes >= 200 << 10);
   if (width <= 32) return is_large ? LaunchWide<T, 32, 2>(stream, x, p) : LaunchWide<T, 32, 1>(stream, x, p);
   if (width <= 64) return is_large ? LaunchWide<T, 64, 2>(stream, x, p) : LaunchWide<T, 64, 1>(stream, x, p);
   if (width <= 96) return is_large ? LaunchWide<T, 96, 2>(stream, x, p) : LaunchWide<T, 96, 1>(stream, x, p);

@@ -3,7 +3,8 @@
 #
 #   tests/gpu/kernel_resources.sh            prints the report (needs the CUDA toolkit)
 #   tests/gpu/kernel_resources.sh --write    writes it to tests/bench/results/kernel-resources.md
-#   tests/gpu/kernel_resources.sh --check    exit status 1 if a kernel spills registers or the report is out of date
+#   tests/gpu/kernel_resources.sh --check    exit status 1 if a kernel spills more than a few words, or the report is
+#                                            out of date
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 readonly report=tests/bench/results/kernel-resources.md
@@ -60,7 +61,8 @@ case "$mode" in
     made=$(mktemp)
     trap 'rm -f "$made"' EXIT
     make_report > "$made"
-    if grep -E '^\| `.*\| [1-9][0-9]* \|$' "$made"; then
+    # A word or two, kept aside once, is what the compiler does on some architectures; more would be felt.
+    if awk -F ' \\| ' '/^\| `/ && $NF + 0 > 32 { print; found = 1 } END { exit !found }' "$made"; then
       echo "kernel_resources.sh: the kernels above spill registers" >&2
       exit 1
     fi
@@ -69,6 +71,6 @@ case "$mode" in
       echo "kernel_resources.sh: $report is out of date; run tests/gpu/kernel_resources.sh --write" >&2
       exit 1
     fi
-    echo "$(grep -c '^| `' "$made") kernels, none spills registers"
+    echo "$(grep -c '^| `' "$made") kernels, none spills more than 32 bytes"
     ;;
 esac
