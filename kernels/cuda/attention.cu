@@ -16,6 +16,14 @@ absl::Status CheckWidth(const AttentionShape& shape) {
                                                kMaxHeadWidth, " are supported"));
 }
 
+// Kernels count rows, and elements of a row, in 32 bits.
+absl::Status CheckCounts(const AttentionShape& shape, std::int64_t num_queries, std::int64_t num_keys) {
+  constexpr std::int64_t kLimit = std::int64_t{1} << 31;
+  if (num_queries * shape.num_heads < kLimit && num_keys * shape.num_heads < kLimit) return absl::OkStatus();
+  return absl::UnimplementedError(absl::StrCat("attention on CUDA: ", num_queries, " queries and ", num_keys,
+                                               " keys of ", shape.num_heads, " heads at once; use fewer tokens a pass"));
+}
+
 // Whether rows of a head are whole pieces of 16 bytes, at multiples of 16.
 bool IsWide(const ConstMatrixView& m, std::int64_t head_dim) {
   constexpr std::int64_t kBytes = 16;
@@ -38,6 +46,7 @@ absl::Status Attention(Stream& stream, const AttentionShape& shape, const ConstM
                        const ConstMatrixView& v, const SequenceOffsets& q_offsets, const SequenceOffsets& k_offsets,
                        const MatrixView& out, float* log_sum_exp) {
   QST_RETURN_IF_ERROR(CheckWidth(shape));
+  QST_RETURN_IF_ERROR(CheckCounts(shape, q.rows, k.rows));
   const AttentionOperands operands{shape, q, k, v, q_offsets, k_offsets, out, log_sum_exp};
   if (shape.head_dim <= kMaxNarrowWidth) return NarrowAttention(stream, operands);
   return FitsTensorCores(operands) ? WideAttention(stream, operands) : GenericAttention(stream, operands);
@@ -48,6 +57,7 @@ absl::Status AttentionBackward(Stream& stream, const AttentionShape& shape, cons
                                const ConstMatrixView& out, const float* log_sum_exp, const SequenceOffsets& offsets,
                                const MatrixView& grad_q, const MatrixView& grad_k, const MatrixView& grad_v) {
   QST_RETURN_IF_ERROR(CheckWidth(shape));
+  QST_RETURN_IF_ERROR(CheckCounts(shape, q.rows, k.rows));
   const AttentionBackwardOperands operands{shape,       grad_out, q,      k,      v,     out,
                                            log_sum_exp, offsets,  grad_q, grad_k, grad_v};
   if (shape.head_dim <= kMaxNarrowWidth) return NarrowAttentionBackward(stream, operands);
