@@ -17,6 +17,7 @@ GPU_TESTS = {label: _GPU_CASES for label in [
     "//kernels:wire_test",
     "//kernels/cuda:device_test",
     "//kernels/cuda:linear_test",
+    "//kernels/cuda:mma_test",
     "//kernels/cuda:quant4_test",
     "//worker:compute_device_test",
     "//worker/backbone:device_weights_test",
@@ -29,6 +30,7 @@ GPU_TESTS = {label: _GPU_CASES for label in [
     "//worker/stream:device_timer_test",
     "//worker/stream:inproc_transport_test",
     "//worker/stream:nccl_transport_test",
+    "//worker/stream:replay_stream_test",
     "//worker/stream:stage_runner_test",
     "//worker/train:optimizer_test",
     "//worker/train:trainer_test",
@@ -36,6 +38,7 @@ GPU_TESTS = {label: _GPU_CASES for label in [
 
 # Benchmarks of the GPU backend. Each prints JSON lines {"name", "shape", "value", "unit", "ratio"}.
 GPU_BENCHMARKS = [
+    "//tests/bench:cuda_attention_bench",
     "//tests/bench:cuda_linear_bench",
     "//tests/bench:cuda_ops_bench",
 ]

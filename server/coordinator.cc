@@ -75,7 +75,7 @@ absl::Status Coordinator::OnHello(const v1::Hello& hello, std::shared_ptr<Worker
   jobs_.OnHello(hello, is_new);
   generations_.OnHello(hello);
   for (const v1::HostedPart& part : hello.hosted()) {
-    if (jobs_.OwnsPlan(part.plan_id()) || generations_.OwnsPlan(part.plan_id())) continue;
+    if (jobs_.OwnsPart(part) || generations_.OwnsPlan(part.plan_id())) continue;
     registry_.ReleaseUnknown(hello.worker_id(), part);
   }
   ScheduleSoon();

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -245,7 +246,7 @@ TEST_F(CoordinatorTest, ACommandThatWasLostWithItsSessionIsSentAgain) {
   EXPECT_EQ(StateOf(job), v1::JOB_STATE_PREPARING);
 }
 
-TEST_F(CoordinatorTest, APartThatIsGoneFromAWorkerThatReportedItFailsTheJob) {
+TEST_F(CoordinatorTest, APartThatIsGoneFromAWorkerThatReportedItQueuesTheJobAgain) {
   const auto link = Connect("w0");
   const std::string job = SubmitAndPlace();
   v1::WorkerReport ready;
@@ -254,8 +255,11 @@ TEST_F(CoordinatorTest, APartThatIsGoneFromAWorkerThatReportedItFailsTheJob) {
   coordinator_->OnReport("w0", link.get(), ready);
   coordinator_->OnSessionEnded("w0", link.get());
   Connect("w0", {PartsOf(job)[1]});
-  EXPECT_EQ(StateOf(job), v1::JOB_STATE_FAILED);
-  EXPECT_THAT(coordinator_->jobs().Get(job)->status_message(), HasSubstr("came back without stage 0"));
+  EXPECT_EQ(StateOf(job), v1::JOB_STATE_QUEUED);
+  const auto events = *store_.ListEvents(job, 0, 1000);
+  EXPECT_TRUE(std::any_of(events.begin(), events.end(), [](const v1::JobEvent& event) {
+    return absl::StrContains(event.state().message(), "came back without stage 0");
+  }));
 }
 
 TEST_F(CoordinatorTest, AWorkerThatDoesNotConfirmTheReleaseIsTakenAsFreeInTheEnd) {
@@ -283,7 +287,7 @@ TEST_F(CoordinatorTest, ACoordinatorThatStoodStillDoesNotBlameItsWorkers) {
   executor_->Advance(absl::ZeroDuration());
   EXPECT_EQ(StateOf(job), v1::JOB_STATE_PREPARING);
   executor_->Advance(absl::Seconds(11));
-  EXPECT_EQ(StateOf(job), v1::JOB_STATE_FAILED);
+  EXPECT_EQ(StateOf(job), v1::JOB_STATE_QUEUED);
 }
 
 TEST_F(CoordinatorTest, JobsOfARestartedCoordinatorKeepTheirPlaceInTheQueue) {

@@ -27,6 +27,18 @@ bool MayBeConsequence(int code) {
   }
 }
 
+// Errors that a stage has because a peer of it went away, never because of itself.
+bool IsLossOfPeer(int code) {
+  switch (static_cast<absl::StatusCode>(code)) {
+    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kAborted:
+    case absl::StatusCode::kCancelled:
+      return true;
+    default:
+      return false;
+  }
+}
+
 }  // namespace
 
 absl::Status JobManager::Recover() {
@@ -54,22 +66,18 @@ absl::Status JobManager::Recover() {
       // What its parts had told each other is gone with the earlier coordinator, and no step is lost yet.
       Requeue(job, "the coordinator restarted while the job was being prepared; it is placed anew");
     } else {
-      v1::Model model;
-      model.set_name(job->record.job.spec().model());
-      job->plan.emplace(BuildPlan(job->record.job, model));
+      job->plan.emplace(BuildPlan(job->record.job, job->record.job.spec().model()));
       job->is_recovering = true;
       job->was_recovered = true;
       job->parts_back.assign(job->plan->parts().size(), false);
+      job->parts_missing = job->parts_back;
       const std::string plan_id = job->plan->id();
       services_.rendezvous->Open(plan_id);
       LogInfo(absl::StrCat("job ", id, ": was ", JobStateName(state), "; its workers have ",
                            absl::FormatDuration(options_.recover_grace), " to come back"));
       services_.executor->PostAfter(options_.recover_grace, [this, plan_id] {
         ActiveJob* recovering = FindPlan(plan_id);
-        if (recovering == nullptr || !recovering->is_recovering) return;
-        Requeue(recovering,
-                "the coordinator restarted and not all workers of the job came back; it resumes from its "
-                "newest checkpoint, if it has one");
+        if (recovering != nullptr && recovering->is_recovering) EndRecovery(recovering, /*is_last_chance=*/true);
       });
     }
   }
@@ -111,6 +119,9 @@ void JobManager::Requeue(ActiveJob* job, const std::string& message) {
   job->is_recovering = false;
   job->was_recovered = false;
   job->held_failure.reset();
+  job->repair.reset();
+  job->reattaching_since.reset();
+  job->is_loss_suspected = false;
   if (job->plan.has_value()) {
     services_.rendezvous->Close(job->plan->id());
     services_.registry->ReleasePlan(job->plan->id());
@@ -174,14 +185,20 @@ void JobManager::OnWorkerLost(const std::string& worker_id, const std::string& p
   const std::string message = LostMessage(*job, worker_id, reason);
   if (job->record.cancel_requested) {
     End(job, v1::JOB_STATE_CANCELLED, "cancelled on request");
+  } else if (worker_id != job->plan->side_worker_id() && job->is_recovering) {
+    for (std::size_t i = 0; i < job->plan->parts().size() && job->is_recovering; ++i) {
+      if (job->plan->parts()[i].worker_id == worker_id) PartIsMissing(job, i);
+    }
+  } else if (worker_id != job->plan->side_worker_id() && CanRepair(*job)) {
+    BeginRepair(job, {worker_id}, message);
   } else if (job->is_recovering) {
     Requeue(job, message);
-  } else {
-    End(job, v1::JOB_STATE_FAILED, absl::StrCat(message, "; submit the job again"));
+  } else if (CountLoss(job, message)) {
+    Requeue(job, absl::StrCat(message, "; the job resumes from its newest checkpoint, if it has one"));
   }
 }
 
-void JobManager::FailOrHold(ActiveJob* job, HeldFailure failure, bool may_be_consequence) {
+void JobManager::FailOrHold(ActiveJob* job, HeldFailure failure) {
   if (job->record.cancel_requested) {
     // What breaks while a job is taken down says nothing.
     End(job, v1::JOB_STATE_CANCELLED, "cancelled on request");
@@ -189,7 +206,7 @@ void JobManager::FailOrHold(ActiveJob* job, HeldFailure failure, bool may_be_con
   }
   if (job->held_failure.has_value()) return;  // the first error wins
   job->held_failure = std::move(failure);
-  if (!may_be_consequence || !job->plan->AwayWorker(*services_.registry).empty()) {
+  if (!job->held_failure->may_be_consequence || !job->plan->AwayWorker(*services_.registry).empty()) {
     FailHeld(job);
     return;
   }
@@ -205,13 +222,20 @@ void JobManager::FailHeld(ActiveJob* job) {
   const std::string away = job->plan->AwayWorker(*services_.registry);
   if (!away.empty()) {
     message = absl::StrCat(LostMessage(*job, away, "connection closed"), "; then ", message);
+    if (failure.may_be_consequence) {
+      job->held_failure.reset();
+      if (CountLoss(job, message)) {
+        Requeue(job, absl::StrCat(message, "; the job resumes from its newest checkpoint, if it has one"));
+      }
+      return;
+    }
   }
   if (failure.report_sequence > 0) job->record.report_sequence = failure.report_sequence;
   const std::string side_worker_id = job->plan->side_worker_id();
-  const std::string plan_id = job->plan->id();
+  const std::string plan_id = AttemptOf(job->plan->id());
   End(job, v1::JOB_STATE_FAILED, message);
   // As long as the outcome is not stored the worker keeps its report: this process may die before it is.
-  if (failure.report_sequence > 0 && FindPlan(plan_id) == nullptr)
+  if (failure.report_sequence > 0 && FindAttempt(plan_id) == nullptr)
     Acknowledge(side_worker_id, plan_id, failure.report_sequence);
 }
 
@@ -233,6 +257,7 @@ void JobManager::OnPartReport(const std::string& worker_id, const v1::PartReport
     case v1::PART_STATE_READY:
       part->phase = PartPhase::kReady;
       LogInfo(absl::StrCat("job ", job->id(), ": ", name, " is ready on worker ", worker_id));
+      if (part->id.is_side() && job->reattaching_since.has_value()) SideIsAttached(job);
       if (job->record.job.state() == v1::JOB_STATE_PREPARING && !job->record.cancel_requested) {
         SetStatus(
             job, absl::StrCat("preparing: ", job->plan->NumReady(), " of ", job->plan->parts().size(), " parts ready"));
@@ -242,10 +267,23 @@ void JobManager::OnPartReport(const std::string& worker_id, const v1::PartReport
       part->phase = PartPhase::kEnded;
       HeldFailure failure;
       failure.message = absl::StrCat(name, " on ", services_.registry->Describe(worker_id), ": ", report.message());
-      failure.report_sequence = 0;
-      FailOrHold(job, std::move(failure), MayBeConsequence(report.code()));
+      if (!part->id.is_side() && IsLossOfPeer(report.code()) && CanRepair(*job)) {
+        SuspectLoss(job, failure.message);
+        break;
+      }
+      failure.may_be_consequence = MayBeConsequence(report.code());
+      FailOrHold(job, std::move(failure));
       break;
     }
+    case v1::PART_STATE_DETACHED:
+      part->phase = PartPhase::kLoading;
+      if (CanRepair(*job)) {
+        SuspectLoss(job, absl::StrCat(name, " on ", services_.registry->Describe(worker_id),
+                                      " has lost its stages: ", report.message()));
+      } else if (!job->record.cancel_requested && CountLoss(job, report.message())) {
+        Requeue(job, absl::StrCat(report.message(), "; the job is placed anew"));
+      }
+      break;
     case v1::PART_STATE_RELEASED:
       part->phase = PartPhase::kEnded;
       break;
@@ -262,9 +300,9 @@ void JobManager::Acknowledge(const std::string& worker_id, const std::string& pl
 }
 
 void JobManager::OnJobReport(const std::string& worker_id, const v1::JobReport& report) {
-  const std::string plan_id = report.plan_id();
+  const std::string plan_id = AttemptOf(report.plan_id());
   const std::uint64_t sequence = report.report_sequence();
-  ActiveJob* job = FindPlan(plan_id);
+  ActiveJob* job = FindAttempt(plan_id);
   if (job == nullptr) {
     Acknowledge(worker_id, plan_id, sequence);
     v1::HostedPart side;
@@ -356,7 +394,7 @@ absl::Status JobManager::StoreReport(ActiveJob* job, const v1::JobReport& report
 
 void JobManager::OnStateReport(ActiveJob* job, std::uint64_t sequence, const v1::JobStateReport& report) {
   const std::string worker_id = job->plan->side_worker_id();
-  const std::string plan_id = job->plan->id();
+  const std::string plan_id = AttemptOf(job->plan->id());
   const v1::JobState from = job->record.job.state();
   switch (report.state()) {
     case v1::JOB_STATE_RUNNING:
@@ -380,13 +418,13 @@ void JobManager::OnStateReport(ActiveJob* job, std::uint64_t sequence, const v1:
       }
       job->record.report_sequence = sequence;
       End(job, v1::JOB_STATE_SUCCEEDED, report.message());
-      if (FindPlan(plan_id) != nullptr) return;  // not stored yet, hence not acknowledged
+      if (FindAttempt(plan_id) != nullptr) return;  // not stored yet, hence not acknowledged
       break;
     case v1::JOB_STATE_CANCELLED:
       if (job->record.cancel_requested) {
         job->record.report_sequence = sequence;
         End(job, v1::JOB_STATE_CANCELLED, "cancelled on request");
-        if (FindPlan(plan_id) != nullptr) return;
+        if (FindAttempt(plan_id) != nullptr) return;
         break;
       }
       [[fallthrough]];
@@ -395,7 +433,8 @@ void JobManager::OnStateReport(ActiveJob* job, std::uint64_t sequence, const v1:
       failure.message = absl::StrCat("side network on ", services_.registry->Describe(worker_id), ": ",
                                      report.message().empty() ? "stopped without a reason" : report.message());
       failure.report_sequence = sequence;
-      FailOrHold(job, std::move(failure), true);
+      failure.may_be_consequence = true;
+      FailOrHold(job, std::move(failure));
       return;  // acknowledged when it is decided
     }
     default:
@@ -425,7 +464,7 @@ void JobManager::OnHello(const v1::Hello& hello, bool is_new) {
           });
       if (is_hosted) {
         services_.registry->Assign(worker_id, part.id, part.memory_bytes);
-        PartIsBack(job, part);
+        PartIsBack(job, i);
       } else if (!is_new && part.phase == PartPhase::kCommanded) {
         // The command was lost with the broken stream.
         services_.registry->Assign(worker_id, part.id, part.memory_bytes);
@@ -435,25 +474,18 @@ void JobManager::OnHello(const v1::Hello& hello, bool is_new) {
       } else {
         const std::string message = absl::StrCat(services_.registry->Describe(worker_id), " came back without ",
                                                  PartName(part.id.is_side(), part.id.stage()));
-        if (job->is_recovering) {
+        if (!part.id.is_side() && job->repair.has_value()) {
+          continue;  // it is known
+        } else if (!part.id.is_side() && job->is_recovering) {
+          PartIsMissing(job, i);
+        } else if (!part.id.is_side() && CanRepair(*job)) {
+          BeginRepair(job, {}, message);
+        } else if (job->is_recovering || CountLoss(job, message)) {
           Requeue(job, absl::StrCat(message, "; the job resumes from its newest checkpoint, if it has one"));
-        } else {
-          End(job, v1::JOB_STATE_FAILED, absl::StrCat(message, "; submit the job again"));
         }
       }
     }
   }
-}
-
-void JobManager::PartIsBack(ActiveJob* job, const PlanPart& part) {
-  if (!job->is_recovering) return;
-  const std::size_t index = static_cast<std::size_t>(&part - job->plan->parts().data());
-  job->parts_back[index] = true;
-  job->plan->parts()[index].phase = PartPhase::kReady;
-  if (!std::all_of(job->parts_back.begin(), job->parts_back.end(), [](bool back) { return back; })) return;
-  job->is_recovering = false;
-  LogInfo(absl::StrCat("job ", job->id(), ": all its workers are back; it goes on"));
-  AddMessage(job, "the coordinator restarted; all workers of the job came back and it goes on");
 }
 
 }  // namespace qst

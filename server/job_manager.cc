@@ -16,8 +16,6 @@ namespace {
 constexpr std::uint32_t kDefaultListLimit = 100;
 constexpr std::size_t kMaxRequestIdBytes = 256;
 
-std::string PlanId(const std::string& job_id, std::uint32_t attempt) { return absl::StrCat(job_id, "/", attempt); }
-
 }  // namespace
 
 JobManager::JobManager(Services services, StoreLayout layout, JobManagerOptions options)
@@ -35,6 +33,13 @@ JobManager::ActiveJob* JobManager::Find(const std::string& id) const {
 JobManager::ActiveJob* JobManager::FindPlan(const std::string& plan_id) const {
   for (const auto& [id, job] : active_) {
     if (job->plan.has_value() && job->plan->id() == plan_id) return job.get();
+  }
+  return nullptr;
+}
+
+JobManager::ActiveJob* JobManager::FindAttempt(const std::string& plan_id) const {
+  for (const auto& [id, job] : active_) {
+    if (job->plan.has_value() && AttemptOf(job->plan->id()) == AttemptOf(plan_id)) return job.get();
   }
   return nullptr;
 }
@@ -178,6 +183,8 @@ void JobManager::Enqueue(const std::string& id) {
 }
 
 void JobManager::Schedule() {
+  // What runs already comes before what waits.
+  RepairAll();
   while (!queue_.empty()) {
     ActiveJob* job = Find(queue_.front());
     const absl::StatusOr<bool> placed = TryPlace(job);
@@ -231,7 +238,7 @@ absl::StatusOr<bool> JobManager::TryPlace(ActiveJob* job) {
   }
   queue_.erase(std::find(queue_.begin(), queue_.end(), job->id()));
   job->progress_stored = absl::InfinitePast();
-  job->plan.emplace(BuildPlan(job->record.job, model));
+  job->plan.emplace(BuildPlan(job->record.job, model.name()));
   services_.rendezvous->Open(job->plan->id());
   for (const PlanPart& part : job->plan->parts()) {
     LogInfo(absl::StrCat("job ", job->id(), ": ", PartName(part.id.is_side(), part.id.stage()), " goes to ",
@@ -241,12 +248,12 @@ absl::StatusOr<bool> JobManager::TryPlace(ActiveJob* job) {
   return true;
 }
 
-Plan JobManager::BuildPlan(const v1::Job& job, const v1::Model& model) const {
+Plan JobManager::BuildPlan(const v1::Job& job, const std::string& model_name, const std::string& attached_from) const {
   v1::JobPlan plan;
   plan.set_job_id(job.id());
-  plan.set_plan_id(PlanId(job.id(), job.attempt()));
+  plan.set_plan_id(PlanId(job));
   CopyPlacement(job.placement(), &plan);
-  plan.set_model_path(layout_.ModelPath(model.name()));
+  plan.set_model_path(layout_.ModelPath(model_name));
   plan.set_wire_dtype(job.spec().train().wire_dtype());
   plan.set_max_passes_in_flight(job.spec().train().max_passes_in_flight());
   plan.set_backbone_batch_tokens(job.spec().train().backbone_batch_tokens());
@@ -261,7 +268,7 @@ Plan JobManager::BuildPlan(const v1::Job& job, const v1::Model& model) const {
   };
   train->set_train_path(path_of(job.spec().data().train()));
   if (!job.spec().data().eval().empty()) train->set_eval_path(path_of(job.spec().data().eval()));
-  return Plan(std::move(plan), std::move(side_work));
+  return Plan(std::move(plan), std::move(side_work), attached_from);
 }
 
 }  // namespace qst

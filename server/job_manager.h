@@ -4,9 +4,12 @@
 //   - A change is committed to the store before a watcher, a client or a worker hears of it.
 //   - First come, first served: only the oldest queued job is considered for placement.
 //   - A report is acknowledged once it is stored; a report that comes twice changes nothing.
-//   - A worker that hosts a part and is lost fails the job. After a restart of the coordinator, RUNNING and EVALUATING
-//     jobs whose parts all come back within recover_grace go on; others, and those in PREPARING, are queued again and
-//     resume from their checkpoint.
+//   - When a stage is lost while the job runs, it is placed again and the side network goes on where it was
+//     (job_repair.cc). When the side network's worker is lost, or a worker before the job runs, the job is queued again
+//     and resumes from its checkpoint. Losses without a step between them fail the job at last.
+//   - After a restart of the coordinator, RUNNING and EVALUATING jobs whose side network comes back within
+//   recover_grace
+//     go on; others, and those in PREPARING, are queued again.
 #ifndef QST_SERVER_JOB_MANAGER_H_
 #define QST_SERVER_JOB_MANAGER_H_
 
@@ -14,6 +17,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -45,6 +49,10 @@ struct JobManagerOptions {
   absl::Duration progress_interval = absl::Seconds(1);
   // A part that fails because its peer died may report it before the peer is missed: the cause is looked for so long.
   absl::Duration failure_hold = absl::Milliseconds(500);
+  // How long a lost stage waits for an idle worker before it joins another part of its job on that one's worker.
+  absl::Duration share_after = absl::Seconds(10);
+  // Losses in a row, with no step done between them, after which a job fails.
+  int max_losses_without_step = 5;
 };
 
 // Lives on the control loop.
@@ -82,7 +90,8 @@ class JobManager {
 
   // A worker said hello; `is_new`: not known before as this process.
   void OnHello(const v1::Hello& hello, bool is_new);
-  bool OwnsPlan(const std::string& plan_id) const { return FindPlan(plan_id) != nullptr; }
+  // Whether a worker does right to host this part.
+  bool OwnsPart(const v1::HostedPart& part) const;
   // Of a plan that it owns.
   void OnPartReport(const std::string& worker_id, const v1::PartReport& report);
   void OnWorkerLost(const std::string& worker_id, const std::string& plan_id, const std::string& reason);
@@ -92,7 +101,14 @@ class JobManager {
  private:
   struct HeldFailure {
     std::string message;
-    std::uint64_t report_sequence;  // 0 = not from a JobReport
+    std::uint64_t report_sequence = 0;  // 0 = not from a JobReport
+    // Of the loss of another part's worker.
+    bool may_be_consequence = false;
+  };
+  // Stages that are to be placed again.
+  struct Repair {
+    std::set<std::string> gone;  // workers
+    absl::Time since;
   };
   struct ActiveJob {
     JobRecord record;
@@ -104,14 +120,25 @@ class JobManager {
     // Its present plan was taken over from an earlier coordinator.
     bool was_recovered = false;
     std::vector<bool> parts_back;
+    // Parts of returned workers that are not there any more.
+    std::vector<bool> parts_missing;
     absl::Time progress_stored = absl::InfinitePast();
     std::optional<HeldFailure> held_failure;
+    std::optional<Repair> repair;
+    // A loss was reported and its cause is looked for.
+    bool is_loss_suspected = false;
+    // Stages were placed again, and the side network has not said that it has them.
+    std::optional<absl::Time> reattaching_since;
+    int losses_without_step = 0;
+    std::uint64_t step_of_last_loss = 0;
 
     const std::string& id() const { return record.job.id(); }
   };
 
   // job_manager.cc
   ActiveJob* FindPlan(const std::string& plan_id) const;
+  // Of any revision of the plan.
+  ActiveJob* FindAttempt(const std::string& plan_id) const;
   ActiveJob* Find(const std::string& id) const;
   v1::JobEvent NewEvent(ActiveJob* job);
   absl::Status Save(ActiveJob* job, const std::vector<v1::JobEvent>& events, Durability durability);
@@ -120,18 +147,29 @@ class JobManager {
   void AddMessage(ActiveJob* job, const std::string& message);
   void Enqueue(const std::string& id);
   absl::StatusOr<bool> TryPlace(ActiveJob* job);
-  Plan BuildPlan(const v1::Job& job, const v1::Model& model) const;
+  Plan BuildPlan(const v1::Job& job, const std::string& model_name, const std::string& attached_from = "") const;
 
   // job_lifecycle.cc
   void End(ActiveJob* job, v1::JobState state, const std::string& message);
   void Requeue(ActiveJob* job, const std::string& message);
-  void FailOrHold(ActiveJob* job, HeldFailure failure, bool may_be_consequence);
+  void FailOrHold(ActiveJob* job, HeldFailure failure);
   void FailHeld(ActiveJob* job);
   void OnStateReport(ActiveJob* job, std::uint64_t sequence, const v1::JobStateReport& report);
   absl::Status StoreReport(ActiveJob* job, const v1::JobReport& report);
   void Acknowledge(const std::string& worker_id, const std::string& plan_id, std::uint64_t sequence);
   std::string LostMessage(const ActiveJob& job, const std::string& worker_id, const std::string& reason) const;
-  void PartIsBack(ActiveJob* job, const PlanPart& part);
+  void PartIsBack(ActiveJob* job, std::size_t part_index);
+  void PartIsMissing(ActiveJob* job, std::size_t part_index);
+
+  // job_repair.cc
+  bool CanRepair(const ActiveJob& job) const;
+  bool CountLoss(ActiveJob* job, const std::string& message);
+  void SuspectLoss(ActiveJob* job, const std::string& message);
+  void BeginRepair(ActiveJob* job, std::set<std::string> gone, const std::string& message);
+  bool TryRepair(ActiveJob* job);
+  void RepairAll();
+  void SideIsAttached(ActiveJob* job);
+  void EndRecovery(ActiveJob* job, bool is_last_chance);
 
   const Services services_;
   const StoreLayout layout_;

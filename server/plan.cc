@@ -15,7 +15,18 @@ void CopyPlacement(const v1::Placement& placement, v1::JobPlan* plan) {
   plan->set_side_memory_bytes(placement.side_memory_bytes());
 }
 
-Plan::Plan(v1::JobPlan plan, v1::HostPart side_work) : plan_(std::move(plan)), side_work_(std::move(side_work)) {
+std::string PlanId(const v1::Job& job) {
+  const std::uint32_t revision = job.placement().revision();
+  return absl::StrCat(job.id(), "/", job.attempt(), revision > 0 ? absl::StrCat(".", revision) : "");
+}
+
+std::string AttemptOf(const std::string& plan_id) {
+  const std::size_t slash = plan_id.rfind('/');
+  return plan_id.substr(0, plan_id.find('.', slash == std::string::npos ? 0 : slash));
+}
+
+Plan::Plan(v1::JobPlan plan, v1::HostPart side_work, std::string attached_from)
+    : plan_(std::move(plan)), side_work_(std::move(side_work)), attached_from_(std::move(attached_from)) {
   for (const v1::PlacedStage& stage : plan_.stages()) {
     PlanPart& part = parts_.emplace_back();
     part.id.set_stage(stage.stage());
@@ -44,6 +55,11 @@ PlanPart* Plan::Find(const std::string& worker_id, const v1::HostedPart& part) {
 
 v1::WorkerCommand Plan::HostCommand(const PlanPart& part) const {
   v1::WorkerCommand command;
+  if (part.id.is_side() && !attached_from_.empty()) {
+    command.mutable_attach()->set_plan_id(attached_from_);
+    *command.mutable_attach()->mutable_plan() = plan_;
+    return command;
+  }
   v1::HostPart* host = command.mutable_host();
   if (part.id.is_side()) {
     *host = side_work_;
@@ -71,14 +87,26 @@ int Plan::NumReady() const {
 
 void Plan::Start(WorkerRegistry* registry) const {
   for (const PlanPart& part : parts_) registry->Assign(part.worker_id, part.id, part.memory_bytes);
-  for (const PlanPart& part : parts_) registry->Send(part.worker_id, HostCommand(part));
+  // A side network that is there goes first: it takes its worker along to this plan.
+  for (const PlanPart& part : parts_) {
+    if (part.id.is_side() && !attached_from_.empty()) registry->Send(part.worker_id, HostCommand(part));
+  }
+  for (const PlanPart& part : parts_) {
+    if (!part.id.is_side() || attached_from_.empty()) registry->Send(part.worker_id, HostCommand(part));
+  }
 }
 
 std::string Plan::AwayWorker(const WorkerRegistry& registry) const {
+  const std::set<std::string> away = AwayWorkers(registry);
+  return away.empty() ? "" : *away.begin();
+}
+
+std::set<std::string> Plan::AwayWorkers(const WorkerRegistry& registry) const {
+  std::set<std::string> away;
   for (const PlanPart& part : parts_) {
-    if (registry.IsAway(part.worker_id)) return part.worker_id;
+    if (registry.IsAway(part.worker_id)) away.insert(part.worker_id);
   }
-  return "";
+  return away;
 }
 
 }  // namespace qst

@@ -3,10 +3,12 @@
 #define QST_SERVER_PLAN_H_
 
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "proto/qst/v1/control.pb.h"
+#include "proto/qst/v1/resources.pb.h"
 #include "server/worker_registry.h"
 
 namespace qst {
@@ -28,10 +30,15 @@ struct PlanPart {
 // What a plan takes over from its placement: who hosts what, and how the parts are connected.
 void CopyPlacement(const v1::Placement& placement, v1::JobPlan* plan);
 
+// "j-1/2" and "j-1/2.1": the id of a plan, and that without its revision, which job reports go by.
+std::string PlanId(const v1::Job& job);
+std::string AttemptOf(const std::string& plan_id);
+
 class Plan {
  public:
-  // `side_work` has is_side and the work set (plan and stage are filled in here).
-  Plan(v1::JobPlan plan, v1::HostPart side_work);
+  // `side_work` has is_side and the work set (plan and stage are filled in here). With `attached_from`, the side
+  // network is there already as part of the plan of that id.
+  Plan(v1::JobPlan plan, v1::HostPart side_work, std::string attached_from = "");
 
   const std::string& id() const { return plan_.plan_id(); }
   const v1::JobPlan& proto() const { return plan_; }
@@ -39,7 +46,9 @@ class Plan {
   std::vector<PlanPart>& parts() { return parts_; }
   // Null if the plan has no such part on that worker.
   PlanPart* Find(const std::string& worker_id, const v1::HostedPart& part);
-  // The command that makes a worker host this part.
+  // The plan that the side network belongs to until it is attached to this one's stages; empty if it begins with it.
+  const std::string& attached_from() const { return attached_from_; }
+  // The command that makes a worker host this part, or its side network attach to the plan's stages.
   v1::WorkerCommand HostCommand(const PlanPart& part) const;
   // "stage 1, side network": what a worker hosts of it.
   std::string PartsOf(const std::string& worker_id) const;
@@ -48,10 +57,12 @@ class Plan {
   void Start(WorkerRegistry* registry) const;
   // A worker that hosts a part and is away or lost; empty if none.
   std::string AwayWorker(const WorkerRegistry& registry) const;
+  std::set<std::string> AwayWorkers(const WorkerRegistry& registry) const;
 
  private:
   v1::JobPlan plan_;
   v1::HostPart side_work_;
+  std::string attached_from_;
   std::vector<PlanPart> parts_;
 };
 

@@ -2,6 +2,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/support/status_matchers.h"
@@ -59,12 +60,12 @@ TEST_F(ServerRecoveryTest, ARunningJobIsQueuedAgainIfAWorkerDoesNotComeBackAfter
   AwaitState(job_id_, v1::JOB_STATE_SUCCEEDED);
 }
 
-TEST_F(ServerRecoveryTest, AWorkerThatComesBackWithoutItsPartAfterACrashQueuesTheJobAgainAtOnce) {
+TEST_F(ServerRecoveryTest, AWorkerThatComesBackWithoutTheSideNetworkAfterACrashQueuesTheJobAgainAtOnce) {
   Run();
   CrashServer();
   StartServer();
   workers_.clear();
-  workers_.push_back(NewWorker("w1", {}, "second"));
+  workers_.push_back(NewWorker("w2", {}, "second"));
   AwaitMessage(job_id_, "waiting for 3 idle cpu workers, ");
   EXPECT_EQ(GetJob(job_id_).state(), v1::JOB_STATE_QUEUED);
 }
@@ -101,20 +102,6 @@ TEST_F(ServerRecoveryTest, QueuedJobsSurviveACrashInOrder) {
   EXPECT_EQ(GetJob(second->id()).state(), v1::JOB_STATE_QUEUED);
 }
 
-TEST_F(ServerRecoveryTest, ALostWorkerFailsItsJobWithinFifteenSecondsAndIsNamed) {
-  Run();
-  workers_[1]->Disconnect().IgnoreError();
-  AwaitWorker("w1", v1::WORKER_STATE_LOST);
-  EXPECT_EQ(GetJob(job_id_).state(), v1::JOB_STATE_RUNNING);
-  Advance(absl::Seconds(15));
-  const v1::Job job = GetJob(job_id_);
-  EXPECT_EQ(job.state(), v1::JOB_STATE_FAILED);
-  EXPECT_THAT(job.status_message(),
-              HasSubstr("worker w1 (pid 123, host testhost), hosting stage 1, was lost: connection closed"));
-  EXPECT_TRUE(workers_[0]->Await(v1::WorkerCommand::kRelease).has_value());
-  EXPECT_TRUE(side()->Await(v1::WorkerCommand::kRelease).has_value());
-}
-
 TEST_F(ServerRecoveryTest, ASilentWorkerIsLostWhenItsLeaseIsOver) {
   Run();
   // The others go on reporting.
@@ -123,8 +110,7 @@ TEST_F(ServerRecoveryTest, ASilentWorkerIsLostWhenItsLeaseIsOver) {
     workers_[0]->ReportHeartbeat();
     workers_[2]->ReportHeartbeat();
   }
-  AwaitState(job_id_, v1::JOB_STATE_FAILED);
-  EXPECT_THAT(GetJob(job_id_).status_message(), HasSubstr("was lost: silent for 10s"));
+  AwaitMessage(job_id_, "was lost: silent for 10s");
 }
 
 TEST_F(ServerRecoveryTest, TheLostPeerIsNamedEvenIfAnotherPartFailsFirst) {
@@ -132,11 +118,12 @@ TEST_F(ServerRecoveryTest, TheLostPeerIsNamedEvenIfAnotherPartFailsFirst) {
   workers_[1]->Disconnect().IgnoreError();
   AwaitWorker("w1", v1::WORKER_STATE_LOST);
   side()->ReportState(side_part(), 2, v1::JOB_STATE_FAILED, "connection to rank 1 closed by peer");
-  AwaitState(job_id_, v1::JOB_STATE_FAILED);
-  const std::string message = GetJob(job_id_).status_message();
-  EXPECT_THAT(message, HasSubstr("worker w1 (pid 123, host testhost), hosting stage 1, was lost"));
-  EXPECT_THAT(message, HasSubstr("connection to rank 1 closed by peer"));
-  EXPECT_TRUE(side()->Await(v1::WorkerCommand::kJobAck).has_value());
+  AwaitEvent(job_id_, [](const v1::JobEvent& event) {
+    const std::string& message = event.state().message();
+    return event.state().to() == v1::JOB_STATE_QUEUED &&
+           absl::StrContains(message, "worker w1 (pid 123, host testhost), hosting stage 1, was lost") &&
+           absl::StrContains(message, "connection to rank 1 closed by peer");
+  });
 }
 
 TEST_F(ServerRecoveryTest, AFailureWithoutALostPeerIsReportedAsItIs) {
@@ -178,8 +165,10 @@ TEST_F(ServerRecoveryTest, AnotherProcessUnderTheSameIdDoesNotInheritTheJob) {
   side()->Disconnect().IgnoreError();
   AwaitWorker("w2", v1::WORKER_STATE_LOST);
   workers_[2] = NewWorker("w2", {}, "second");
-  AwaitState(job_id_, v1::JOB_STATE_FAILED);
-  EXPECT_THAT(GetJob(job_id_).status_message(), HasSubstr("its process ended"));
+  AwaitEvent(job_id_, [](const v1::JobEvent& event) {
+    return event.state().to() == v1::JOB_STATE_QUEUED && event.state().from() == v1::JOB_STATE_RUNNING &&
+           absl::StrContains(event.state().message(), "its process ended");
+  });
   AwaitWorker("w2", v1::WORKER_STATE_IDLE);
 }
 

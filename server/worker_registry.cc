@@ -284,16 +284,17 @@ void WorkerRegistry::Assign(const std::string& worker_id, const v1::HostedPart& 
   entry->parts.push_back({part, memory_bytes, false});
 }
 
-void WorkerRegistry::ReleasePlan(const std::string& plan_id) {
+void WorkerRegistry::ReleasePlan(const std::string& plan_id, const std::string& except_worker_id) {
   bool is_changed = false;
   for (auto& [id, entry] : workers_) {
-    if (entry.parts.empty() || entry.plan_id() != plan_id || entry.is_releasing) continue;
+    if (entry.parts.empty() || entry.plan_id() != plan_id || entry.is_releasing || id == except_worker_id) continue;
     entry.is_releasing = true;
     entry.release_started = executor_->Now();
     v1::WorkerCommand command;
     command.mutable_release()->set_plan_id(plan_id);
     if (entry.link != nullptr) entry.link->Send(command);
-    if (entry.HasEnded()) {
+    // One that is away and comes back with its parts is told then.
+    if (entry.HasEnded() || entry.link == nullptr) {
       entry.parts.clear();
       entry.is_releasing = false;
     }

@@ -96,8 +96,8 @@ class WorkerRegistry {
   void Send(const std::string& worker_id, const v1::WorkerCommand& command);
   // The worker hosts this part of a plan from now on, which takes so much of its memory. Says nothing to the worker.
   void Assign(const std::string& worker_id, const v1::HostedPart& part, std::uint64_t memory_bytes);
-  // Tells the plan's workers to drop it; each is idle once it reported all its parts as released.
-  void ReleasePlan(const std::string& plan_id);
+  // Tells the plan's workers, but for one, to drop it; each is idle once it reported all its parts as released.
+  void ReleasePlan(const std::string& plan_id, const std::string& except_worker_id = "");
   // Tells one worker to drop a plan that nobody knows (any more).
   void ReleaseUnknown(const std::string& worker_id, const v1::HostedPart& part);
   // A part ended by itself or on request.

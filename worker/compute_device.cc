@@ -1,5 +1,6 @@
 #include "worker/compute_device.h"
 
+#include <cstdlib>
 #include <utility>
 
 #include "absl/memory/memory.h"
@@ -19,6 +20,10 @@ ComputeDevice::~ComputeDevice() = default;
 absl::StatusOr<std::unique_ptr<ComputeDevice>> ComputeDevice::Open(const ComputeDeviceOptions& options) {
   auto device = absl::WrapUnique(new ComputeDevice(options));
   if (options.gpu.has_value()) {
+    // Before CUDA looks at it. Streams share so many queues, 8 unless said: a receive of NCCL that waits for its peer
+    // would keep whatever came into the same queue after it. Parts and edges of a plan have more streams than 8 between
+    // them.
+    ::setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/0);
     cuda::DeviceOptions gpu;
     gpu.ordinal = *options.gpu;
     gpu.memory_budget_bytes = options.gpu_memory_bytes;

@@ -75,6 +75,9 @@ void Host::Handle(const v1::WorkerCommand& command) {
     case v1::WorkerCommand::kHost:
       StartPart(command.host());
       break;
+    case v1::WorkerCommand::kAttach:
+      AttachStages(command.attach());
+      break;
     case v1::WorkerCommand::kRelease:
       ReleasePlan(command.release().plan_id());
       break;
@@ -98,10 +101,10 @@ void Host::Handle(const v1::WorkerCommand& command) {
   }
 }
 
-void Host::RefusePart(const v1::HostPart& command, const absl::Status& status) {
+void Host::RefusePart(const v1::HostedPart& part, const absl::Status& status) {
   spdlog::error("{}", status.ToString());
   v1::PartReport report;
-  *report.mutable_part() = HostedPartOf(command);
+  *report.mutable_part() = part;
   report.set_state(v1::PART_STATE_FAILED);
   report.set_code(static_cast<std::int32_t>(status.code()));
   report.set_message(std::string(status.message()));
@@ -109,9 +112,9 @@ void Host::RefusePart(const v1::HostPart& command, const absl::Status& status) {
 }
 
 void Host::StartPart(const v1::HostPart& command) {
-  const absl::Status checked = CheckPlan(command);
-  if (!checked.ok()) return RefusePart(command, checked);
   const v1::HostedPart id = HostedPartOf(command);
+  const absl::Status checked = CheckPart(command);
+  if (!checked.ok()) return RefusePart(id, checked);
   {
     absl::MutexLock lock(&mutex_);
     if (is_shut_down_) return;
@@ -140,15 +143,13 @@ void Host::BeginPart(const v1::HostPart& command) {
       context_.device->ResetPeak();
       context_.memory->SetBase(ReadProcessMemory().resident_bytes);
     }
-    std::vector<std::string> names;
-    for (int rank = 0; rank <= command.plan().stages_size(); ++rank) names.push_back(RankName(command.plan(), rank));
-    plan.hub = InprocHub::Create(std::move(names));
+    plan.hub = InprocHub::Create(RankNames(command.plan()));
   }
   context.hub = plan.hub;
   for (HostedEntry& hosted : plan.parts) {
     if (!IsSamePart(hosted.id, id)) continue;
     absl::StatusOr<std::unique_ptr<ComputeContext>> compute = context_.device->NewContext();
-    if (!compute.ok()) return RefusePart(command, compute.status());
+    if (!compute.ok()) return RefusePart(id, compute.status());
     spdlog::info("job {}: hosting {}", id.job_id(), PartName(id));
     hosted.compute = *std::move(compute);
     context.ops = hosted.compute->ops();
@@ -174,6 +175,57 @@ void Host::ReleasePlan(const std::string& plan_id) {
   Post([this, plan_id] { EndPlan(plan_id); });
 }
 
+void Host::AttachStages(const v1::AttachStages& command) {
+  v1::HostedPart id;
+  id.set_job_id(command.plan().job_id());
+  id.set_plan_id(command.plan().plan_id());
+  id.set_is_side(true);
+  const absl::Status checked = CheckPlan(command.plan());
+  if (!checked.ok()) return RefusePart(id, checked);
+  std::string old_plan_id;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (is_shut_down_) return;
+    for (auto& [plan_id, plan] : plans_) {
+      // Whatever its revision: an earlier command of this kind may have been lost with its session.
+      if (plan.is_released || AttemptOf(plan_id) != AttemptOf(id.plan_id())) continue;
+      const auto side = std::find_if(plan.parts.begin(), plan.parts.end(), [](const HostedEntry& hosted) {
+        return hosted.id.is_side() && hosted.part != nullptr;
+      });
+      if (side == plan.parts.end()) continue;
+      if (plan_id == id.plan_id()) return;  // asked for again after a reconnection
+      // Listed under the new plan from now on. Nodes keep their place in memory: the part's thread runs on.
+      old_plan_id = plan_id;
+      context_.reports->ForgetPart(side->id);
+      side->id = id;
+      plan.is_released = true;
+      std::list<HostedEntry>& next_parts = plans_[id.plan_id()].parts;
+      next_parts.splice(next_parts.end(), plan.parts, side);
+      for (HostedEntry& hosted : plan.parts) {
+        if (hosted.part != nullptr) hosted.part->Abort(absl::CancelledError("the stages are placed again"));
+      }
+      break;
+    }
+  }
+  if (old_plan_id.empty()) {
+    return RefusePart(id,
+                      absl::NotFoundError(absl::StrCat("plan ", command.plan_id(), ": no side network of it here")));
+  }
+  Post([this, old_plan_id] { EndPlan(old_plan_id); });
+  Post([this, plan = command.plan()] { AttachSide(plan); });
+}
+
+void Host::AttachSide(const v1::JobPlan& job_plan) {
+  absl::MutexLock lock(&mutex_);
+  const auto it = plans_.find(job_plan.plan_id());
+  if (it == plans_.end() || it->second.is_released || is_shut_down_) return;
+  Plan& plan = it->second;
+  if (plan.hub == nullptr) plan.hub = InprocHub::Create(RankNames(job_plan));
+  for (HostedEntry& hosted : plan.parts) {
+    if (hosted.id.is_side()) hosted.part->Attach(job_plan, plan.hub);
+  }
+}
+
 void Host::EndPlan(const std::string& plan_id) {
   std::list<HostedEntry> parts;
   {
@@ -197,8 +249,8 @@ void Host::EndPlan(const std::string& plan_id) {
     absl::MutexLock lock(&mutex_);
     plans_.erase(plan_id);
   }
-  context_.reports->ForgetJob(plan_id);
   for (const HostedEntry& hosted : parts) {
+    if (hosted.id.is_side()) context_.reports->ForgetJob(AttemptOf(plan_id));
     spdlog::info("job {}: {} released", hosted.id.job_id(), PartName(hosted.id));
     v1::PartReport report;
     *report.mutable_part() = hosted.id;

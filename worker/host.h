@@ -30,6 +30,8 @@ std::unique_ptr<Part> MakePart(const v1::HostPart& command, const PartContext& c
 //   HostPart ──▶ running ──Run returns──▶ ended ──ReleasePlan──▶ gone (RELEASED is reported)
 //                   └──────ReleasePlan: abort, wait for Run──────▲
 //
+// AttachStages moves a side network to another plan, whatever it does; the stages that it leaves behind here end.
+//
 // Handle never blocks: what takes time, such as waiting for a part to end, is done on the host's own thread, in the
 // order of the commands, so that a plan is gone before the next one on this worker begins. Thread-safe.
 class Host {
@@ -41,7 +43,7 @@ class Host {
   Host(const Host&) = delete;
   Host& operator=(const Host&) = delete;
 
-  // HostPart, ReleasePlan, CancelPlan, ImportCommand, CancelImport; others are ignored.
+  // HostPart, AttachStages, ReleasePlan, CancelPlan, ImportCommand, CancelImport; others are ignored.
   void Handle(const v1::WorkerCommand& command);
 
   // For the hello of a new session.
@@ -65,12 +67,14 @@ class Host {
 
   void StartPart(const v1::HostPart& command);
   void ReleasePlan(const std::string& plan_id);
+  void AttachStages(const v1::AttachStages& command);
   // On the host's thread: the part begins, the plan's parts end.
   void BeginPart(const v1::HostPart& command);
   void EndPlan(const std::string& plan_id);
+  void AttachSide(const v1::JobPlan& job_plan);
   void StartImport(const v1::ImportCommand& command);
   void CancelImport(const std::string& name);
-  void RefusePart(const v1::HostPart& command, const absl::Status& status);
+  void RefusePart(const v1::HostedPart& part, const absl::Status& status);
   void Post(std::function<void()> work) ABSL_LOCKS_EXCLUDED(mutex_);
   void RunExecutor();
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "proto/support/status_macros.h"
 #include "worker/worker_memory.h"
 
 namespace qst {
@@ -29,6 +30,18 @@ v1::HostedPart HostedPartOf(const v1::HostPart& command) {
   return part;
 }
 
+std::string AttemptOf(const std::string& plan_id) {
+  const std::size_t slash = plan_id.rfind('/');
+  const std::size_t dot = plan_id.find('.', slash == std::string::npos ? 0 : slash);
+  return plan_id.substr(0, dot);
+}
+
+std::vector<std::string> RankNames(const v1::JobPlan& plan) {
+  std::vector<std::string> names;
+  for (int rank = 0; rank <= plan.stages_size(); ++rank) names.push_back(RankName(plan, rank));
+  return names;
+}
+
 std::int64_t MaxPassTokens(const v1::JobPlan& plan) {
   return std::max<std::int64_t>(plan.backbone_batch_tokens(), plan.max_sequence_tokens());
 }
@@ -53,8 +66,7 @@ std::string DescribeMemory(const PartContext& context) {
   return absl::StrCat("memory: ", context.device->DescribeMemory(), "; host: ", host);
 }
 
-absl::Status CheckPlan(const v1::HostPart& command) {
-  const v1::JobPlan& plan = command.plan();
+absl::Status CheckPlan(const v1::JobPlan& plan) {
   const std::string where = absl::StrCat("plan ", plan.plan_id(), ": ");
   if (plan.plan_id().empty() || plan.job_id().empty()) return absl::InvalidArgumentError(where + "has no id");
   if (plan.stages_size() == 0) return absl::InvalidArgumentError(where + "has no stages");
@@ -67,18 +79,24 @@ absl::Status CheckPlan(const v1::HostPart& command) {
     }
     next_layer += stage.num_layers();
   }
-  if (!command.is_side() && command.stage() >= static_cast<std::uint32_t>(plan.stages_size())) {
-    return absl::InvalidArgumentError(absl::StrCat(where, "no stage ", command.stage()));
-  }
-  if (command.is_side() && command.work_case() == v1::HostPart::WORK_NOT_SET) {
-    return absl::InvalidArgumentError(where + "the side network has nothing to do");
-  }
   if (!v1::WireDtype_IsValid(plan.wire_dtype())) {
     return absl::InvalidArgumentError(absl::StrCat(where, "wire type ", plan.wire_dtype(),
                                                    " is unknown to this worker; is it older than the coordinator?"));
   }
   if (plan.max_passes_in_flight() == 0 || MaxPassTokens(plan) < 1) {
     return absl::InvalidArgumentError(where + "allows no passes");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckPart(const v1::HostPart& command) {
+  QST_RETURN_IF_ERROR(CheckPlan(command.plan()));
+  const std::string where = absl::StrCat("plan ", command.plan().plan_id(), ": ");
+  if (!command.is_side() && command.stage() >= static_cast<std::uint32_t>(command.plan().stages_size())) {
+    return absl::InvalidArgumentError(absl::StrCat(where, "no stage ", command.stage()));
+  }
+  if (command.is_side() && command.work_case() == v1::HostPart::WORK_NOT_SET) {
+    return absl::InvalidArgumentError(where + "the side network has nothing to do");
   }
   return absl::OkStatus();
 }

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -85,6 +86,8 @@ class Part {
   virtual void Abort(const absl::Status& reason) = 0;
   // Asks for an orderly end.
   virtual void Cancel() {}
+  // Of a side network: its stages were placed again, as this plan says, and meet in this hub. Others have no stages.
+  virtual void Attach(const v1::JobPlan& /*plan*/, std::shared_ptr<InprocHub> /*hub*/) {}
 };
 
 // "stage 0", "side network".
@@ -93,6 +96,10 @@ std::string PartName(const v1::HostedPart& part);
 std::string RankName(const v1::JobPlan& plan, int rank);
 int RankOf(const v1::JobPlan& plan, const v1::HostPart& command);
 v1::HostedPart HostedPartOf(const v1::HostPart& command);
+// The plan's id without its revision: what job reports go by.
+std::string AttemptOf(const std::string& plan_id);
+// What the ranks are called in messages.
+std::vector<std::string> RankNames(const v1::JobPlan& plan);
 // Most tokens of one backbone pass, as both ends of the data plane compute it.
 std::int64_t MaxPassTokens(const v1::JobPlan& plan);
 DType WireDtypeOf(const v1::JobPlan& plan);
@@ -100,7 +107,9 @@ DType WireDtypeOf(const v1::JobPlan& plan);
 // "memory: peak 12.3 GB of budget 70.0 GB on cuda:0; host: peak ...".
 std::string DescribeMemory(const PartContext& context);
 // kInvalidArgument: a plan that no correct coordinator sends; says what is wrong.
-absl::Status CheckPlan(const v1::HostPart& command);
+absl::Status CheckPlan(const v1::JobPlan& plan);
+// The same of the command as a whole.
+absl::Status CheckPart(const v1::HostPart& command);
 
 }  // namespace qst
 

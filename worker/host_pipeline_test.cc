@@ -5,6 +5,7 @@
 #include <fstream>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -31,14 +32,17 @@ constexpr std::int64_t kGpuBytes = 400'000'000;
 // One store for all, as the coordinator keeps one for each plan.
 class SharedStore : public KeyValueStore {
  public:
-  explicit SharedStore(InMemoryKeyValueStore* store) : store_(store) {}
-  absl::Status Set(const std::string& key, const std::string& value) override { return store_->Set(key, value); }
+  SharedStore(InMemoryKeyValueStore* store, std::string plan_id) : store_(store), plan_id_(std::move(plan_id)) {}
+  absl::Status Set(const std::string& key, const std::string& value) override {
+    return store_->Set(plan_id_ + " " + key, value);
+  }
   absl::StatusOr<std::string> Get(const std::string& key, absl::Duration timeout) override {
-    return store_->Get(key, timeout);
+    return store_->Get(plan_id_ + " " + key, timeout);
   }
 
  private:
   InMemoryKeyValueStore* const store_;
+  const std::string plan_id_;
 };
 
 // A worker process without its process.
@@ -56,7 +60,7 @@ struct FakeWorker {
     context.device = device.get();
     context.reports = &reports;
     context.memory = &memory;
-    context.make_store = [store](const std::string&) { return std::make_unique<SharedStore>(store); };
+    context.make_store = [store](const std::string& plan_id) { return std::make_unique<SharedStore>(store, plan_id); };
     reports.BeginSession();
     host = std::make_unique<Host>(context, MakePart);
   }
@@ -376,7 +380,70 @@ TEST_F(HostPipelineTest, CancelledJobEndsCancelled) {
   EXPECT_EQ(outcome.state, v1::JOB_STATE_CANCELLED);
 }
 
-TEST_F(HostPipelineTest, LostStageFailsTheJobAndIsNamed) {
+TEST_F(HostPipelineTest, StagesThatAreLostAndPlacedAgainChangeNoBit) {
+  ASSERT_NO_FATAL_FAILURE(Import(true));
+  for (const DeviceType device : {DeviceType::kCpu, DeviceType::kCuda}) {
+    if (device == DeviceType::kCuda && cuda::Device::Count() == 0) continue;
+    device_ = device;
+    const std::string name = device == DeviceType::kCpu ? "cpu" : "cuda";
+    v1::TrainWork work = MakeWork("undisturbed-" + name);
+    if (device == DeviceType::kCuda) {
+      work.mutable_spec()->mutable_train()->set_max_steps(4);
+      work.mutable_spec()->mutable_data()->set_max_train_examples(16);
+      work.mutable_spec()->mutable_data()->set_max_eval_examples(4);
+    }
+    work.mutable_spec()->mutable_train()->set_batch_size(8);
+    const Outcome undisturbed = Train("undisturbed-" + name, {"w0"}, "w0", work);
+    ASSERT_EQ(undisturbed.state, v1::JOB_STATE_SUCCEEDED) << undisturbed.message;
+
+    // Stage 1's worker is lost, then stage 0's; at last all is in the side network's process.
+    const std::string id = "disturbed-" + name;
+    work.set_job_path(folder_ + "/" + id);
+    v1::HostPart side;
+    *side.mutable_train() = work;
+    v1::JobPlan plan = MakePlan(id, {"w0", "w1"}, "w2");
+    auto& workers = Start(plan, side);
+    const auto replace = [&](const std::string& lost, const std::vector<std::string>& stage_workers, int revision) {
+      const std::string old_plan_id = plan.plan_id();
+      workers[lost].reset();
+      plan = MakePlan(id, stage_workers, "w2");
+      plan.set_plan_id(absl::StrCat(id, "/1.", revision));
+      v1::WorkerCommand release;
+      release.mutable_release()->set_plan_id(old_plan_id);
+      for (auto& [worker_id, worker] : workers) {
+        if (worker != nullptr && worker_id != "w2") worker->host->Handle(release);
+      }
+      v1::WorkerCommand attach;
+      attach.mutable_attach()->set_plan_id(old_plan_id);
+      *attach.mutable_attach()->mutable_plan() = plan;
+      workers["w2"]->host->Handle(attach);
+      for (int i = 0; i < plan.stages_size(); ++i) {
+        std::unique_ptr<FakeWorker>& worker = workers[plan.stages(i).worker_id()];
+        if (worker == nullptr) worker = std::make_unique<FakeWorker>(device_, stage_workers[i], store_.get());
+        v1::WorkerCommand command;
+        *command.mutable_host()->mutable_plan() = plan;
+        command.mutable_host()->set_stage(i);
+        worker->host->Handle(command);
+      }
+    };
+    int num_lines = 0;
+    const Outcome outcome = Watch(workers["w2"].get(), [&](const v1::JobReport& report) {
+      EXPECT_EQ(report.plan_id(), id + "/1");
+      if (report.metrics_json().empty()) return;
+      ++num_lines;
+      if (num_lines == 1) replace("w1", {"w0", "w3"}, 1);
+      if (num_lines == 2) replace("w0", {"w2", "w3"}, 2);
+      if (num_lines == 3) replace("w3", {"w2", "w2"}, 3);
+    });
+    EXPECT_EQ(outcome.state, v1::JOB_STATE_SUCCEEDED) << outcome.message;
+    EXPECT_EQ(outcome.metrics, undisturbed.metrics) << name;
+    const std::vector<v1::HostedPart> hosted = workers["w2"]->host->Hosted();
+    for (const v1::HostedPart& part : hosted) EXPECT_EQ(part.plan_id(), id + "/1.3");
+    EXPECT_EQ(hosted.size(), 3u);
+  }
+}
+
+TEST_F(HostPipelineTest, ASideNetworkWithoutStagesSaysSoWaitsAndCanBeCancelled) {
   ASSERT_NO_FATAL_FAILURE(Import(true));
   v1::TrainWork work = MakeWork("l");
   work.mutable_spec()->mutable_train()->set_max_steps(1000000);
@@ -384,13 +451,24 @@ TEST_F(HostPipelineTest, LostStageFailsTheJobAndIsNamed) {
   *side.mutable_train() = work;
   auto& workers = Start(MakePlan("l", {"w0", "w1"}, "w2"), side);
   bool is_dropped = false;
-  const Outcome outcome = Watch(workers["w2"].get(), [&](const v1::JobReport& report) {
-    if (report.metrics_json().empty() || is_dropped) return;
-    is_dropped = true;
-    workers["w1"].reset();
-  });
-  EXPECT_EQ(outcome.state, v1::JOB_STATE_FAILED);
-  EXPECT_THAT(outcome.message, HasSubstr("stage 1 on worker w1"));
+  v1::PartReport detached;
+  FakeWorker* const side_worker = workers["w2"].get();
+  while (const auto report = side_worker->reports.Take(absl::Now() + kLong)) {
+    if (!report->job().metrics_json().empty() && !is_dropped) {
+      is_dropped = true;
+      workers["w1"].reset();
+    }
+    if (report->part().state() != v1::PART_STATE_DETACHED) continue;
+    detached = report->part();
+    v1::WorkerCommand cancel;
+    cancel.mutable_cancel()->set_plan_id("l/1");
+    side_worker->host->Handle(cancel);
+    break;
+  }
+  EXPECT_TRUE(detached.part().is_side());
+  EXPECT_EQ(detached.part().plan_id(), "l/1");
+  EXPECT_THAT(detached.message(), HasSubstr("stage 1 on worker w1"));
+  EXPECT_EQ(Watch(side_worker).state, v1::JOB_STATE_CANCELLED);
 }
 
 TEST_F(HostPipelineTest, WrongDataFailsTheJobWithFileAndLine) {

@@ -15,14 +15,15 @@
 #include "proto/support/status_macros.h"
 #include "worker/checkpoint/file_io.h"
 #include "worker/checkpoint/stored_model.h"
+#include "worker/host_attachment.h"
 #include "worker/host_frozen.h"
 #include "worker/host_job_data.h"
 #include "worker/host_job_yaml.h"
-#include "worker/host_link.h"
 #include "worker/side/side_config.h"
 #include "worker/side/side_memory.h"
 #include "worker/side/side_network.h"
 #include "worker/stream/live_stream.h"
+#include "worker/stream/replay_stream.h"
 #include "worker/train/settings.h"
 #include "worker/train/trainer.h"
 #include "worker/worker_memory.h"
@@ -41,9 +42,14 @@ class TrainPart : public Part {
         context_(context),
         id_(HostedPartOf(command)),
         key_(absl::StrCat(id_.plan_id(), " side network")),
-        link_(command.plan(), RankOf(command.plan(), command), context) {}
+        attachment_(command.plan(), context) {}
 
   ~TrainPart() override { ReleaseMemory(); }
+
+  void Attach(const v1::JobPlan& plan, std::shared_ptr<InprocHub> hub) override {
+    spdlog::info("job {}: side network: attaches to the stages of plan {}", id_.job_id(), plan.plan_id());
+    attachment_.Attach(plan, std::move(hub));
+  }
 
   void Abort(const absl::Status& reason) override {
     is_released_ = true;
@@ -63,7 +69,7 @@ class TrainPart : public Part {
     if (!status.ok()) {
       // Cancelled by the user, or broken by what cancelling does to the stages.
       const bool is_cancelled = is_cancelled_;
-      link_.Abort(status);
+      attachment_.Abort(status);
       if (is_cancelled) {
         spdlog::info("job {}: cancelled", id_.job_id());
         ReportState(v1::JOB_STATE_CANCELLED, "cancelled on request");
@@ -81,7 +87,7 @@ class TrainPart : public Part {
       absl::MutexLock lock(&mutex_);
       if (trainer_ != nullptr) trainer_->Cancel();
     }
-    link_.Abort(reason);
+    attachment_.Abort(reason);
   }
 
   absl::Status CheckNotStopped() const {
@@ -111,21 +117,21 @@ class TrainPart : public Part {
     QST_ASSIGN_OR_RETURN(const std::unique_ptr<FrozenWeights> frozen,
                          FrozenWeights::Load(context_.ops, *model, !side.is_classification()));
 
-    QST_ASSIGN_OR_RETURN(Transport * transport, link_.Connect());
-    ReportPart(v1::PART_STATE_READY);
-    QST_ASSIGN_OR_RETURN(const std::unique_ptr<LiveStream> stream,
-                         LiveStream::Create(*transport, StreamOptions(*model)));
-    if (stream->num_layers() != model->config().num_layers) {
-      return absl::InvalidArgumentError(absl::StrCat("the plan's stages have ", stream->num_layers(),
+    const LiveStreamOptions stream_options = StreamOptions(*model);
+    QST_ASSIGN_OR_RETURN(std::shared_ptr<LiveStream> stages, attachment_.Connect(stream_options));
+    if (stages->num_layers() != model->config().num_layers) {
+      return absl::InvalidArgumentError(absl::StrCat("the plan's stages have ", stages->num_layers(),
                                                      " layers, the model ", model->config().num_layers));
     }
+    ReportPart(v1::PART_STATE_READY);
+    ReplayStream stream(std::move(stages), [&](const absl::Status& lost) { return Reattach(stream_options, lost); });
     TrainerOptions trainer_options;
     trainer_options.settings = settings;
     trainer_options.side = std::move(side);
     trainer_options.job_folder = work_.job_path();
     absl::StatusOr<std::unique_ptr<Trainer>> trainer =
         Trainer::Create(std::move(trainer_options), frozen->head(), std::move(data.train), std::move(data.eval),
-                        stream.get(), context_.ops, Callbacks());
+                        &stream, context_.ops, Callbacks());
     QST_RETURN_IF_ERROR(trainer.status());
     {
       absl::MutexLock lock(&mutex_);
@@ -139,30 +145,37 @@ class TrainPart : public Part {
     }
     QST_RETURN_IF_ERROR(status);
     QST_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(work_.job_path(), "/results/job.yaml"), JobSpecToYaml(spec)));
-    QST_RETURN_IF_ERROR(Finish(stream.get(), transport));
+    Finish(&stream);
     ReportState(v1::JOB_STATE_SUCCEEDED, "");
     return absl::OkStatus();
   }
 
-  // Ends the stages and collects what they have to say.
-  absl::Status Finish(LiveStream* stream, Transport* transport) {
-    QST_RETURN_IF_ERROR(stream->Finish());
-    const absl::Status closed = link_.Close(kGoodbyeTimeout, "");
-    // The results are on disk: a stage that is slow to leave changes nothing.
+  // The stages are lost; all that was learned is here. Waits until the coordinator has placed them again.
+  absl::StatusOr<std::shared_ptr<LiveStream>> Reattach(const LiveStreamOptions& options, const absl::Status& lost) {
+    QST_RETURN_IF_ERROR(CheckNotStopped());
+    spdlog::warn("job {}: side network: stages lost: {}", id_.job_id(), std::string(lost.message()));
+    QST_ASSIGN_OR_RETURN(std::shared_ptr<LiveStream> stages,
+                         attachment_.Reconnect(options, [&] { ReportPart(v1::PART_STATE_DETACHED, lost); }));
+    ReportPart(v1::PART_STATE_READY);
+    return stages;
+  }
+
+  // Ends the stages and collects what they have to say. The results are on disk: stages that are slow to leave, or
+  // gone, change nothing.
+  void Finish(ReplayStream* stream) {
+    absl::Status closed = stream->Finish();
+    if (closed.ok()) closed = attachment_.Close(kGoodbyeTimeout);
     if (!closed.ok()) spdlog::warn("job {}: side network: {}", id_.job_id(), std::string(closed.message()));
-    for (const std::string& note : transport->PeerNotes()) {
+    for (const std::string& note : attachment_.PeerNotes()) {
       if (!note.empty()) ReportMessage(note);
     }
     ReportMessage(absl::StrFormat("side network on %s: waited %.2f s for hidden states; %s", context_.worker_id,
                                   absl::ToDoubleSeconds(stream->waiting_time()), DescribeMemory(context_)));
-    return absl::OkStatus();
   }
 
+  // Without the stages.
   LiveStreamOptions StreamOptions(const StoredModel& model) const {
     LiveStreamOptions options;
-    for (const v1::PlacedStage& stage : plan_.stages()) {
-      options.stages.push_back({stage.first_layer(), stage.num_layers()});
-    }
     options.hidden_size = model.config().hidden_size;
     options.wire_dtype = WireDtypeOf(plan_);
     options.ctx = context_.ops;
@@ -191,8 +204,8 @@ class TrainPart : public Part {
     SetHostBudget(head + states);
     return context_.device->Reserve(
         key_, network + head + states,
-        absl::StrCat("side network: parameters and activations ", FormatBytes(network), ", LM head ",
-                     FormatBytes(head), ", hidden states on their way ", FormatBytes(states)));
+        absl::StrCat("side network: parameters and activations ", FormatBytes(network), ", LM head ", FormatBytes(head),
+                     ", hidden states on their way ", FormatBytes(states)));
   }
 
   // The dearer of two phases. Reading and tokenising the data is over, so what it took is known; for training it is
@@ -232,7 +245,7 @@ class TrainPart : public Part {
   v1::JobReport NewReport() const {
     v1::JobReport report;
     report.set_job_id(id_.job_id());
-    report.set_plan_id(id_.plan_id());
+    report.set_plan_id(AttemptOf(id_.plan_id()));
     return report;
   }
 
@@ -250,10 +263,13 @@ class TrainPart : public Part {
     context_.reports->AddJob(std::move(report));
   }
 
-  void ReportPart(v1::PartState state) {
+  void ReportPart(v1::PartState state, const absl::Status& status = absl::OkStatus()) {
     v1::PartReport report;
     *report.mutable_part() = id_;
+    report.mutable_part()->set_plan_id(attachment_.plan_id());
     report.set_state(state);
+    report.set_code(static_cast<std::int32_t>(status.code()));
+    report.set_message(std::string(status.message()));
     context_.reports->AddPart(report);
   }
 
@@ -262,7 +278,7 @@ class TrainPart : public Part {
   const PartContext context_;
   const v1::HostedPart id_;
   const std::string key_;
-  PartLink link_;
+  StageAttachment attachment_;
   std::atomic<bool> is_released_{false};
   std::atomic<bool> is_cancelled_{false};
   absl::Mutex mutex_;

@@ -15,6 +15,12 @@ void WorkerReports::AddPart(const v1::PartReport& report) {
   changed_.SignalAll();
 }
 
+void WorkerReports::ForgetPart(const v1::HostedPart& part) {
+  absl::MutexLock lock(&mutex_);
+  parts_.erase(PartKey(part.plan_id(), part.is_side(), part.stage()));
+  changed_.SignalAll();
+}
+
 void WorkerReports::AddJob(v1::JobReport report) {
   report.set_time_ms(absl::ToUnixMillis(absl::Now()));
   absl::MutexLock lock(&mutex_);

@@ -23,12 +23,14 @@ namespace qst {
 // the next one begins with what may have been lost: the newest state of every part and import, and all job reports
 // that were not acknowledged.
 //
-// Job reports of a plan are numbered from 1 without gaps. While no session is open, a progress report takes the place
-// of the one before it, so that a long absence of the coordinator costs no memory.
+// Job reports of an attempt (a plan and its revisions) are numbered from 1 without gaps. While no session is open, a
+// progress report takes the place of the one before it, so that a long absence of the coordinator costs no memory.
 class WorkerReports {
  public:
   // The newest state of a part replaces the one before.
   void AddPart(const v1::PartReport& report) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The part has another name from now on: what it was is of no interest.
+  void ForgetPart(const v1::HostedPart& part) ABSL_LOCKS_EXCLUDED(mutex_);
   // Fills in report_sequence and time_ms.
   void AddJob(v1::JobReport report) ABSL_LOCKS_EXCLUDED(mutex_);
   void AddModel(const v1::ModelReport& report) ABSL_LOCKS_EXCLUDED(mutex_);

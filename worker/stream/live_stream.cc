@@ -187,6 +187,13 @@ void LiveStream::Release(std::uint64_t pass_id) {
   in_flight_.pop_front();
 }
 
+void LiveStream::DropPending() {
+  for (InFlight& entry : in_flight_) {
+    for (std::unique_ptr<PendingReceive>& pending : entry.pending) pending.reset();
+  }
+  abandoned_.clear();
+}
+
 absl::Status LiveStream::Finish() {
   PassHeader header;
   header.is_stop = true;
