@@ -1,11 +1,5 @@
 #include "worker/checkpoint/import_model.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <condition_variable>
@@ -13,7 +7,6 @@
 #include <filesystem>
 #include <memory>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -27,6 +20,7 @@
 #include "worker/checkpoint/import_plan.h"
 #include "worker/checkpoint/model_source.h"
 #include "worker/checkpoint/safetensors_writer.h"
+#include "worker/checkpoint/staged_folder.h"
 #include "worker/checkpoint/stored_model.h"
 #include "worker/text/tokenizer_files.h"
 
@@ -39,48 +33,6 @@ using Part = ImportPiece::Part;
 constexpr std::int64_t kChunkElems = 1 << 20;
 // Room for the header, tokenizer files and what a nearly full file system keeps back.
 constexpr std::uint64_t kDiskReserveBytes = 64 << 20;
-
-// The folder that is filled before it gets its name. Removed again unless the import succeeds. A lock tells a
-// running import from the remains of one that was killed.
-class ImportFolder {
- public:
-  static absl::StatusOr<std::unique_ptr<ImportFolder>> Create(const std::string& path) {
-    std::error_code error;
-    if (::mkdir(path.c_str(), 0755) != 0 && errno != EEXIST) return ErrnoStatus("cannot create", path, errno);
-    const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) return ErrnoStatus("cannot open", path, errno);
-    if (::flock(fd, LOCK_EX | LOCK_NB) != 0) {
-      ::close(fd);
-      return absl::AlreadyExistsError(absl::StrCat("another import is writing ", path));
-    }
-    for (const fs::directory_entry& entry : fs::directory_iterator(path, error)) fs::remove_all(entry.path(), error);
-    return std::unique_ptr<ImportFolder>(new ImportFolder(path, fd));
-  }
-  ~ImportFolder() {
-    std::error_code error;
-    if (!renamed_) fs::remove_all(path_, error);
-    ::close(fd_);
-  }
-  ImportFolder(const ImportFolder&) = delete;
-  ImportFolder& operator=(const ImportFolder&) = delete;
-
-  const std::string& path() const { return path_; }
-
-  absl::Status RenameTo(const std::string& destination) {
-    QST_RETURN_IF_ERROR(SyncFolder(path_));
-    if (::rename(path_.c_str(), destination.c_str()) != 0) return ErrnoStatus("cannot rename to", destination, errno);
-    renamed_ = true;
-    const fs::path parent = fs::path(destination).parent_path();
-    return SyncFolder(parent.empty() ? "." : parent.string());
-  }
-
- private:
-  ImportFolder(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
-
-  std::string path_;
-  int fd_;
-  bool renamed_ = false;
-};
 
 // Quantizes the plan's linear weights on threads of its own, some way ahead of the writer, which takes the results
 // in order. How far ahead is bounded by memory.
@@ -300,19 +252,6 @@ class WeightFileWriter {
   std::uint64_t header_bytes_ = 0;
 };
 
-absl::Status CheckDestination(const std::string& destination) {
-  if (destination.empty()) return absl::InvalidArgumentError("no destination given");
-  std::error_code error;
-  if (fs::exists(destination, error)) {
-    return absl::AlreadyExistsError(absl::StrCat(destination, " is already there"));
-  }
-  const fs::path parent = fs::path(destination).parent_path();
-  if (!parent.empty() && !fs::is_directory(parent, error)) {
-    return absl::NotFoundError(absl::StrCat("no folder ", parent.string(), " to import into"));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status WriteTokenizer(const ModelSource& source, const std::string& folder) {
   TokenizerFiles files;
   if (source.tokenizer.has_value()) {
@@ -329,16 +268,17 @@ absl::Status WriteTokenizer(const ModelSource& source, const std::string& folder
 
 absl::Status ImportModel(const ImportOptions& given_options, const ImportProgress& progress) {
   ImportOptions options = given_options;
-  while (options.destination.size() > 1 && options.destination.back() == '/') options.destination.pop_back();
+  options.destination = WithoutTrailingSlashes(options.destination);
   if (options.num_threads < 1) {
     return absl::InvalidArgumentError(absl::StrCat("num_threads is ", options.num_threads, ", must be at least 1"));
   }
   if (options.name.empty()) options.name = fs::path(options.destination).filename().string();
-  QST_RETURN_IF_ERROR(CheckDestination(options.destination));
+  QST_RETURN_IF_ERROR(CheckNewFolder(options.destination, "import"));
   QST_ASSIGN_OR_RETURN(ModelSource source, OpenModelSource(options.source));
   QST_ASSIGN_OR_RETURN(const ImportPlan plan, PlanImport(source, options.quantization, options.num_threads));
 
-  QST_ASSIGN_OR_RETURN(std::unique_ptr<ImportFolder> folder, ImportFolder::Create(options.destination + ".importing"));
+  QST_ASSIGN_OR_RETURN(const std::unique_ptr<StagedFolder> folder,
+                       StagedFolder::Create(options.destination, ".importing", "import"));
   QST_RETURN_IF_ERROR(CheckFreeDisk(folder->path(), plan.data_bytes + kDiskReserveBytes));
   QST_RETURN_IF_ERROR(WriteTokenizer(source, folder->path()));
 
@@ -360,19 +300,18 @@ absl::Status ImportModel(const ImportOptions& given_options, const ImportProgres
   manifest.layers_bytes = plan.layers_bytes;
   manifest.head_bytes = plan.head_bytes;
   WeightFileWriter writer(source, plan, options, progress);
-  const absl::Status written = writer.Write(absl::StrCat(folder->path(), "/", kStoreWeightsFile), &manifest);
+  const absl::Status written = writer.Write(folder->Path(kStoreWeightsFile), &manifest);
   if (!written.ok()) return absl::IsCancelled(written) ? written : Annotate(written, options.source);
 
   const std::string quantization_config =
       options.quantization.has_value() ? QuantizationConfigJson(*options.quantization) : "";
-  QST_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(folder->path(), "/", kStoreConfigFile),
-                                          ModelConfigToJson(source.config, quantization_config)));
   QST_RETURN_IF_ERROR(
-      WriteFileAtomically(absl::StrCat(folder->path(), "/", kStoreManifestFile), StoreManifestToJson(manifest)));
+      WriteFileAtomically(folder->Path(kStoreConfigFile), ModelConfigToJson(source.config, quantization_config)));
+  QST_RETURN_IF_ERROR(WriteFileAtomically(folder->Path(kStoreManifestFile), StoreManifestToJson(manifest)));
   // Read back before anyone relies on it.
   QST_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> stored, StoredModel::Open(folder->path()));
   QST_RETURN_IF_ERROR(stored->Verify());
-  return folder->RenameTo(options.destination);
+  return folder->Finish();
 }
 
 }  // namespace qst

@@ -30,6 +30,8 @@ class StoredModel {
   const ModelConfig& config() const { return config_; }
   const StoreManifest& manifest() const { return manifest_; }
   const std::string& folder() const { return folder_; }
+  // The weight file itself, for readers that go through it piece by piece.
+  const SafetensorsReader& weights() const { return *weights_; }
 
   // A matrix, 4-bit or dense, by its Hugging Face name ("model.layers.0.mlp.up_proj.weight").
   // kNotFound; kDataLoss if its parts contradict each other.
