@@ -52,7 +52,8 @@ void PrintModel(std::ostream& out, const v1::Model& model) {
 
 // A valid name from the last part of a path: "SmolLM2 135M.gguf" -> "SmolLM2-135M".
 std::string NameFromPath(const std::filesystem::path& path) {
-  std::string name(absl::StripSuffix(path.filename().string(), ".gguf"));
+  const std::string file_name = path.filename().string();
+  std::string name(absl::StripSuffix(absl::StripSuffix(file_name, ".gguf"), ".bin"));
   for (char& c : name) {
     if (!absl::ascii_isalnum(c) && c != '.' && c != '_' && c != '-') c = '-';
   }
@@ -68,9 +69,10 @@ absl::StatusOr<v1::ImportModelRequest> ImportRequest(const CommandContext& conte
   if (!path.has_filename() && path.has_parent_path()) path = path.parent_path();
   // Another machine's files cannot be seen from here.
   if (context.client.IsLocal() && !std::filesystem::exists(path, error)) {
-    return absl::NotFoundError(absl::StrCat(path.string(),
-                                            ": no such file or folder; name a .gguf file or a "
-                                            "Hugging Face folder"));
+    return absl::NotFoundError(
+        absl::StrCat(path.string(),
+                     ": no such file or folder; name a Hugging Face folder, a .gguf file or a llama2.c "
+                     "checkpoint"));
   }
   request.set_source_path(path.string());
   request.set_name(args.Has("name") ? args.String("name") : NameFromPath(path));
@@ -200,7 +202,7 @@ std::vector<Command> ModelCommands() {
       {"replace", 0, FlagKind::kBool, "", "", "replace a model of this name"},
       ReconnectFlag(),
   };
-  import.details = "PATH is a .gguf file or a Hugging Face folder, as the workers see it.";
+  import.details = "PATH is a Hugging Face folder, a .gguf file or a llama2.c checkpoint, as the workers see it.";
   import.examples = {"qst model import SmolLM2-135M-Instruct.gguf --name=smollm2"};
   import.run = RunImport;
 

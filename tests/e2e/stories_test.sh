@@ -22,6 +22,28 @@ for stages in 2 3; do
   echo "greedy text on $stages stages equals what is expected"
 done
 
+# The same weights as a llama2.c checkpoint, and another model in both forms: all of them go on as their references say.
+for name in stories260K aidreams260K; do
+  reference=$data/models/$name-hf/greedy_reference.json
+  if [[ ! -r "$reference" || ! -r "$data/models/$name/$name.bin" ]]; then
+    echo "[  SKIPPED ] greedy text of $name: not in \$QST_SHARED_DATA/models"
+    continue
+  fi
+  expected=$(sed -n 's/^ "text": "\(.*\)",$/\1/p' "$reference")
+  tokens=$(tr -d ' \n' <"$reference" | grep -o '"greedy_ids":\[[^]]*' | tr -cd , | wc -c)  # commas: all but the BOS token
+  for form in "$name/$name.bin" "$name-hf"; do
+    qst model import "$data/models/$form" --name greedy --replace --quantization none
+    text=$(qst generate --model greedy --prompt "" --max-new-tokens "$tokens" --stages 1 --workers 2)
+    json=$(printf '%s' "$text" | sed 's/\\/\\\\/g; s/"/\\"/g' | awk '{ printf "%s%s", sep, $0; sep = "\\n" }')
+    if [[ "$device" != cpu ]]; then
+      [[ "${json:0:20}" == "${expected:0:20}" ]] || fail "greedy text of $form: '$json', expected about '$expected'"
+    else
+      [[ "$json" == "$expected" ]] || fail "greedy text of $form: '$json', expected '$expected'"
+    fi
+    echo "greedy text of $form equals what is expected"
+  done
+done
+
 qst model import "$model" --name stories-nf4
 head -n 201 "$data/glue/sst2/train.tsv" | tail -n 200 | cut -f1 | awk '{ gsub(/\\/, "\\\\\\\\"); gsub(/"/, "\\\""); printf "{\"text\": \"%s\"}\n", $0 }' >"$work/train.jsonl"
 head -n 61 "$data/glue/sst2/dev.tsv" | tail -n 60 | cut -f1 | awk '{ gsub(/\\/, "\\\\\\\\"); gsub(/"/, "\\\""); printf "{\"text\": \"%s\"}\n", $0 }' >"$work/eval.jsonl"

@@ -41,6 +41,7 @@ def make_safetensors():
     put(t, "hole", safetensors({"a": tensor("F32", [1], 0, 4), "b": tensor("F32", [1], 8, 12)}, f32[:12]))
     put(t, "huge_count", safetensors({"a": tensor("F32", [2**32, 2**32], 0, 16)}, f32))
     put(t, "wrong_size", safetensors({"a": tensor("F64", [2, 2], 0, 16)}, f32))
+    put(t, "doubles", safetensors({"a": tensor("F64", [2], 0, 16)}, struct.pack("<2d", 0.5, 1e300)))
     put(t, "repeated", safetensors(
         b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}', b"xy"))
     put(t, "deep", safetensors(b'{"a":' + b"[" * 300 + b"]" * 300 + b"}", b""))
@@ -129,6 +130,32 @@ def make_gguf():
     put(t, "version_1", gguf([], [], b"", version=1))
 
 
+def llama2c(dim=4, hidden=3, layers=1, heads=2, kv_heads=1, vocab=3, seq_len=2, floats=None):
+    head_dim = dim // heads
+    layer = 2 * dim + 2 * dim * dim + 2 * head_dim * kv_heads * dim + 3 * dim * hidden
+    count = abs(vocab) * dim * (2 if vocab < 0 else 1) + layers * layer + dim + seq_len * head_dim
+    header = struct.pack("<7i", dim, hidden, layers, heads, kv_heads, vocab, seq_len)
+    return header + struct.pack("<f", 0.25) * (count if floats is None else floats)
+
+
+def llama2c_tokenizer(tokens):
+    return struct.pack("<i", 7) + b"".join(struct.pack("<fi", -i, len(t)) + t for i, t in enumerate(tokens))
+
+
+def make_llama2c():
+    t = "llama2c_fuzz"
+    put(t, "tied", llama2c())
+    put(t, "untied", llama2c(vocab=-3, layers=2))
+    put(t, "cut", llama2c()[:100])
+    put(t, "huge", llama2c(dim=2**17, hidden=2**20, layers=4096, heads=64, kv_heads=64, vocab=2**24, seq_len=2**31 - 1, floats=4))
+    put(t, "no_heads", struct.pack("<7i", 4, 3, 1, 0, 0, 3, 2))
+    put(t, "newest_number", struct.pack("<7i", 4, 3, 1, 2, 1, -2**31, 2))
+    put(t, "version_2", b"24ka" + struct.pack("<i", 2) + bytes(64))
+    put(t, "tokenizer_3", llama2c_tokenizer([b"<unk>", b"\n<s>\n", b"\n</s>\n"]))
+    put(t, "tokenizer_5", llama2c_tokenizer([b"<unk>", b"\n<s>\n", b"\n</s>\n", b"<0x0A>", b" a"]))
+    put(t, "tokenizer_huge_length", struct.pack("<ifI", 7, 0.0, 2**32 - 1))
+
+
 def make_model_config():
     t = "model_config_fuzz"
     base = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 512, "hidden_size": 64,
@@ -157,4 +184,5 @@ def make_model_config():
 
 make_safetensors()
 make_gguf()
+make_llama2c()
 make_model_config()

@@ -25,7 +25,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     covered += raw.num_bytes;
     values.resize(static_cast<std::size_t>(info->num_elems));
     const absl::Status whole = (*reader)->ReadFloat(name, 0, info->num_elems, values.data());
-    QST_CHECK(whole.ok() || absl::IsUnimplemented(whole));
+    // Integers are not read as weights; a float64 may be too large.
+    QST_CHECK(whole.ok() || absl::IsUnimplemented(whole) ||
+              (info->encoding == "F64" && absl::IsInvalidArgument(whole)));
     QST_CHECK(!(*reader)->ReadFloat(name, 1, info->num_elems, values.data()).ok());
     (*reader)->Release(name);
   }

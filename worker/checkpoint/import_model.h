@@ -15,7 +15,7 @@
 namespace qst {
 
 struct ImportOptions {
-  // A .gguf file, a Hugging Face folder, or a .safetensors file of one.
+  // A Hugging Face folder or a weight file of one, a GGUF file, or a llama2.c checkpoint (model_source.h).
   std::string source;
   // Folder to be made. Its parent must exist; it must not exist itself.
   std::string destination;

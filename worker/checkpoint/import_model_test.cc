@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "gtest/gtest.h"
 #include "kernels/dtype_convert.h"
 #include "kernels/quant/quant4.h"
@@ -309,6 +310,48 @@ TEST(ImportModelTest, AWeightThatIsNotFiniteIsNamed) {
                 StatusIs(absl::StatusCode::kInvalidArgument, testing::AllOf(HasSubstr(name), HasSubstr("nan"))));
     ExpectNoRemains(folder, "store");
   }
+}
+
+// The tiny model as a Hugging Face folder whose weights are float64.
+void MakeDoubleFolder(const TempFolder& folder, const std::string& name, double extra) {
+  MakeFolder(folder, name);
+  const auto reader = SafetensorsReader::Open(kExpectedFile);
+  QST_ASSERT_OK(reader);
+  std::string data, header;
+  for (const std::string& tensor : (*reader)->names()) {
+    const std::size_t begin = data.size();
+    for (const float value : ReadAll(**reader, tensor)) data += Bytes(static_cast<double>(value));
+    absl::StrAppend(&header, header.empty() ? "{" : ",", "\"", tensor, "\":{\"dtype\":\"F64\",\"shape\":[",
+                    absl::StrJoin((*reader)->Find(tensor)->shape, ","), "],\"data_offsets\":[", begin, ",", data.size(),
+                    "]}");
+  }
+  // The last element of the last tensor.
+  if (extra != 0) data.replace(data.size() - 8, 8, Bytes(extra));
+  folder.Write(name + "/model.safetensors", SafetensorsFile(header + "}", data));
+}
+
+TEST(ImportModelTest, DoublesAreNarrowedIfTheyFit) {
+  TempFolder folder;
+  MakeFolder(folder, "single");
+  MakeDoubleFolder(folder, "double", 0);
+  for (const bool is_quantized : {true, false}) {
+    ImportOptions single = Options(folder.Path("single"), folder.Path(is_quantized ? "a" : "c"));
+    ImportOptions twice = Options(folder.Path("double"), folder.Path(is_quantized ? "b" : "d"));
+    if (!is_quantized) single.quantization.reset();
+    if (!is_quantized) twice.quantization.reset();
+    QST_ASSERT_OK(ImportModel(single, nullptr));
+    QST_ASSERT_OK(ImportModel(twice, nullptr));
+    EXPECT_TRUE(ReadFile(single.destination + "/model.safetensors") ==
+                ReadFile(twice.destination + "/model.safetensors"));
+  }
+  MakeDoubleFolder(folder, "large", -1e39);
+  for (const bool is_quantized : {true, false}) {
+    ImportOptions options = Options(folder.Path("large"), folder.Path("e"));
+    if (!is_quantized) options.quantization.reset();
+    EXPECT_THAT(ImportModel(options, nullptr),
+                StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("is -1e+39, too large for float32")));
+  }
+  ExpectNoRemains(folder, "e");
 }
 
 TEST(ImportModelTest, ShardsGiveTheSameModelAsOneFile) {

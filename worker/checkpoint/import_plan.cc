@@ -53,9 +53,10 @@ absl::StatusOr<float> LargestMagnitude(const TensorSource& source, const std::st
 absl::StatusOr<DType> StoredDType(const TensorSource& source, const std::string& name, ThreadPool& threads) {
   const TensorInfo& info = *source.Find(name);
   if (info.dtype == DType::kF32 || info.dtype == DType::kF16 || info.dtype == DType::kBF16) return *info.dtype;
+  if (info.encoding == "F64") return DType::kF32;
   if (info.dtype.has_value()) {
-    return absl::UnimplementedError(
-        absl::StrCat("tensor '", name, "' has dtype ", info.encoding, "; weights are read from F32, F16 and BF16"));
+    return absl::UnimplementedError(absl::StrCat("tensor '", name, "' has dtype ", info.encoding,
+                                                 "; weights are read from F32, F16, BF16 and F64"));
   }
   QST_ASSIGN_OR_RETURN(const float largest, LargestMagnitude(source, name, threads));
   return largest <= kLargestF16 ? DType::kF16 : DType::kBF16;

@@ -15,17 +15,18 @@
 namespace qst {
 
 struct ModelSource {
-  std::string path;                // of the .gguf file or of the Hugging Face folder
-  std::string format;              // "gguf", "safetensors" or "pytorch"
+  std::string path;                // of the GGUF or llama2.c file, or of the Hugging Face folder
+  std::string format;              // "gguf", "llama2.c", "safetensors" or "pytorch"
   std::uint64_t weight_bytes = 0;  // size of the weight files
   ModelConfig config;
   std::unique_ptr<TensorSource> tensors;
-  // Set if the tokenizer is inside the weight file (GGUF); otherwise its files lie in the folder `path`.
+  // Set if the tokenizer comes with the weight file (GGUF, llama2.c); otherwise its files lie in the folder `path`.
   std::optional<TokenizerDefinition> tokenizer;
 };
 
-// Opens a .gguf file, a Hugging Face folder, or the weight file of such a folder, and checks that every
-// tensor which the config calls for is there in the right shape.
+// Opens a GGUF file, a llama2.c checkpoint (or a folder with one), a Hugging Face folder, or the weight file of such a
+// folder, and checks that every tensor which the config calls for is there in the right shape. Files are told apart by
+// their contents, whatever they are called.
 // Errors   of the readers; kNotFound: no such path, or parts missing in it; kInvalidArgument: a tensor missing
 //          or misshapen; kUnimplemented: file kind, architecture.
 absl::StatusOr<ModelSource> OpenModelSource(const std::string& path);

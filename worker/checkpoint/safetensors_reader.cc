@@ -238,9 +238,11 @@ absl::Status SafetensorsReader::ReadFloat(absl::string_view name, std::int64_t f
     convert16(F16ToF32);
   } else if (info->dtype == DType::kBF16) {
     convert16(BF16ToF32);
+  } else if (info->encoding == "F64") {
+    return NarrowFloat64(data + first * 8, first, count, path_, name, out);
   } else {
     return absl::UnimplementedError(absl::StrCat(path_, ": tensor '", name, "' has dtype ", info->encoding,
-                                                 "; weights are read from F32, F16 and BF16"));
+                                                 "; weights are read from F32, F16, BF16 and F64"));
   }
   return absl::OkStatus();
 }

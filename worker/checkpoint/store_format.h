@@ -55,7 +55,7 @@ struct StoreManifest {
   std::int64_t format_version = kStoreFormatVersion;
   std::string name;
   std::string source_path;
-  std::string source_format;       // "gguf" or "safetensors"
+  std::string source_format;       // "gguf", "llama2.c", "safetensors" or "pytorch"
   std::uint64_t source_bytes = 0;  // of the source's weight files
   std::optional<StoreQuantization> quantization;
   std::int64_t num_parameters = 0;

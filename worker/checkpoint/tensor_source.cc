@@ -1,8 +1,25 @@
 #include "worker/checkpoint/tensor_source.h"
 
+#include <cmath>
+#include <cstring>
+
 #include "absl/strings/str_cat.h"
 
 namespace qst {
+
+absl::Status NarrowFloat64(const std::uint8_t* data, std::int64_t first, std::int64_t count, absl::string_view where,
+                           absl::string_view name, float* out) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    double value;
+    std::memcpy(&value, data + i * static_cast<std::int64_t>(sizeof(value)), sizeof(value));
+    out[i] = static_cast<float>(value);
+    if (std::isinf(out[i]) && std::isfinite(value)) {
+      return absl::InvalidArgumentError(absl::StrCat(where, ": tensor '", name, "': element ", first + i, " is ", value,
+                                                     ", too large for float32, in which weights are computed with"));
+    }
+  }
+  return absl::OkStatus();
+}
 
 absl::Status CheckReadRange(const TensorInfo* info, absl::string_view where, absl::string_view name, std::int64_t first,
                             std::int64_t count) {

@@ -39,6 +39,11 @@ class TensorSource {
   virtual void Release(absl::string_view name) const = 0;
 };
 
+// Elements [first, ...) of a tensor that is stored as float64, `data` being the first one's bytes, narrowed to float32.
+// kInvalidArgument if a finite one is too large; the message names it, and the tensor `name` of the file `where`.
+absl::Status NarrowFloat64(const std::uint8_t* data, std::int64_t first, std::int64_t count, absl::string_view where,
+                           absl::string_view name, float* out);
+
 // The checks that every ReadFloat starts with. `where` names the file.
 absl::Status CheckReadRange(const TensorInfo* info, absl::string_view where, absl::string_view name, std::int64_t first,
                             std::int64_t count);

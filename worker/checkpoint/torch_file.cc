@@ -57,18 +57,13 @@ bool HasTensor(const TorchValue& dict) {
   return false;
 }
 
-// One element as float32.
+// One element of F32, F16 or BF16 as float32.
 float LoadFloat(const std::string& encoding, const std::uint8_t* at) {
   std::uint16_t narrow = 0;
   if (encoding == "F32") {
     float value;
     std::memcpy(&value, at, sizeof(value));
     return value;
-  }
-  if (encoding == "F64") {
-    double value;
-    std::memcpy(&value, at, sizeof(value));
-    return static_cast<float>(value);
   }
   std::memcpy(&narrow, at, sizeof(narrow));
   return encoding == "F16" ? F16ToF32(narrow) : BF16ToF32(narrow);
@@ -293,6 +288,7 @@ absl::Status TorchFile::ReadFloat(absl::string_view name, std::int64_t first, st
       std::memcpy(out, data + first * bytes, static_cast<std::size_t>(count) * 4);
       return absl::OkStatus();
     }
+    if (encoding == "F64") return NarrowFloat64(data + first * bytes, first, count, path_, name, out);
     for (std::int64_t i = 0; i < count; ++i) out[i] = LoadFloat(encoding, data + (first + i) * bytes);
     return absl::OkStatus();
   }
@@ -307,7 +303,11 @@ absl::Status TorchFile::ReadFloat(absl::string_view name, std::int64_t first, st
     place += index[d] * entry.strides[d];
   }
   for (std::int64_t i = 0; i < count; ++i) {
-    out[i] = LoadFloat(encoding, data + place * bytes);
+    if (encoding == "F64") {
+      QST_RETURN_IF_ERROR(NarrowFloat64(data + place * bytes, first + i, 1, path_, name, out + i));
+    } else {
+      out[i] = LoadFloat(encoding, data + place * bytes);
+    }
     for (std::size_t d = shape.size(); d-- > 0;) {
       place += entry.strides[d];
       if (++index[d] < shape[d]) break;
