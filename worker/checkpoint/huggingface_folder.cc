@@ -119,6 +119,13 @@ absl::Status HuggingFaceFolder::ReadFloat(absl::string_view name, std::int64_t f
   return it->second->tensors->ReadFloat(name, first, count, out);
 }
 
+absl::Status HuggingFaceFolder::ReadBytes(absl::string_view name, std::int64_t first, std::int64_t count,
+                                          void* out) const {
+  const auto it = shard_of_.find(name);
+  if (it == shard_of_.end()) return CheckReadRange(nullptr, folder_, name, 0, 0);
+  return it->second->tensors->ReadBytes(name, first, count, out);
+}
+
 void HuggingFaceFolder::Release(absl::string_view name) const {
   const auto it = shard_of_.find(name);
   if (it != shard_of_.end()) it->second->tensors->Release(name);

@@ -23,6 +23,7 @@ class HuggingFaceFolder : public TensorSource {
   const std::vector<std::string>& names() const override { return names_; }
   const TensorInfo* Find(absl::string_view name) const override;
   absl::Status ReadFloat(absl::string_view name, std::int64_t first, std::int64_t count, float* out) const override;
+  absl::Status ReadBytes(absl::string_view name, std::int64_t first, std::int64_t count, void* out) const override;
   void Release(absl::string_view name) const override;
 
   std::uint64_t total_bytes() const { return total_bytes_; }  // of all shards

@@ -2,12 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <condition_variable>
 #include <cstring>
 #include <filesystem>
 #include <memory>
-#include <mutex>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -19,6 +16,7 @@
 #include "worker/checkpoint/file_io.h"
 #include "worker/checkpoint/import_plan.h"
 #include "worker/checkpoint/model_source.h"
+#include "worker/checkpoint/quantize_pipeline.h"
 #include "worker/checkpoint/safetensors_writer.h"
 #include "worker/checkpoint/staged_folder.h"
 #include "worker/checkpoint/stored_model.h"
@@ -34,92 +32,52 @@ constexpr std::int64_t kChunkElems = 1 << 20;
 // Room for the header, tokenizer files and what a nearly full file system keeps back.
 constexpr std::uint64_t kDiskReserveBytes = 64 << 20;
 
-// Quantizes the plan's linear weights on threads of its own, some way ahead of the writer, which takes the results
-// in order. How far ahead is bounded by memory.
-class QuantizePipeline {
+// Adds up, layer by layer, what quantization costs.
+class ErrorSummary {
  public:
-  QuantizePipeline(const TensorSource& source, const ImportPlan& plan, const Quant4Options& options, int num_threads)
-      : source_(source), plan_(plan), options_(options), results_(plan.items.size()) {
-    std::int64_t largest = 0;
-    for (std::size_t i = 0; i < plan.items.size(); ++i) {
-      if (!plan.items[i].is_quantized) continue;
-      queue_.push_back(i);
-      largest = std::max(largest, plan.items[i].tensor.num_elems());
-    }
-    // In elements being worked on or waiting as results. A result takes a sixth of its floats; twice the largest
-    // weight as floats, with results, stays below three times.
-    budget_elems_ = 2 * largest;
-    const std::size_t num_useful = std::min<std::size_t>(static_cast<std::size_t>(num_threads), queue_.size());
-    for (std::size_t i = 0; i < num_useful; ++i) threads_.emplace_back([this] { Run(); });
-  }
-  ~QuantizePipeline() {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      stopping_ = true;
-    }
-    changed_.notify_all();
-    for (std::thread& thread : threads_) thread.join();
-  }
-  QuantizePipeline(const QuantizePipeline&) = delete;
-  QuantizePipeline& operator=(const QuantizePipeline&) = delete;
+  explicit ErrorSummary(std::int64_t num_layers) : sums_(static_cast<std::size_t>(num_layers)) {}
 
-  // Waits for an item's result and takes it. Items must be taken in the order of the plan.
-  absl::StatusOr<Quant4Tensor> Take(std::size_t item) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    changed_.wait(lock, [&] { return results_[item] != nullptr; });
-    const std::unique_ptr<absl::StatusOr<Quant4Tensor>> result = std::move(results_[item]);
-    pending_elems_ -= plan_.items[item].tensor.num_elems();
-    lock.unlock();
-    changed_.notify_all();
-    return std::move(*result);
+  void AddEntry(const ModelTensor& tensor, std::int64_t bytes) {
+    if (tensor.layer >= 0) LayerOf(tensor).summary.bytes += bytes;
+  }
+  void AddTensor(const ModelTensor& tensor) {
+    if (tensor.layer >= 0) LayerOf(tensor).summary.num_parameters += tensor.num_elems();
+  }
+  void AddWeight(const ModelTensor& tensor, const QuantizedWeight& weight) {
+    Sums& layer = LayerOf(tensor);
+    layer.squared_error += weight.squared_error;
+    layer.squared_norm += weight.squared_norm;
+    const double error = Relative(weight.squared_error, weight.squared_norm);
+    if (error <= layer.summary.worst_error) return;
+    layer.summary.worst_error = error;
+    // What follows the layer's number: "mlp.down_proj.weight".
+    const std::string number = absl::StrCat(".", tensor.layer, ".");
+    layer.summary.worst_tensor = tensor.name.substr(tensor.name.find(number) + number.size());
+  }
+  void Finish(StoreManifest* manifest) const {
+    double squared_error = 0.0;
+    double squared_norm = 0.0;
+    for (const Sums& layer : sums_) {
+      manifest->layers.push_back(layer.summary);
+      manifest->layers.back().quantization_error = Relative(layer.squared_error, layer.squared_norm);
+      squared_error += layer.squared_error;
+      squared_norm += layer.squared_norm;
+    }
+    manifest->quantization_error = Relative(squared_error, squared_norm);
   }
 
  private:
-  void Run() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    while (true) {
-      // Claiming an item and its memory in one step, in order: else a later item could hold the memory that an
-      // earlier one waits for, while the writer waits for the earlier one.
-      changed_.wait(lock, [&] {
-        return stopping_ || next_ == queue_.size() || pending_elems_ == 0 ||
-               pending_elems_ + ElemsOf(next_) <= budget_elems_;
-      });
-      if (stopping_ || next_ == queue_.size()) return;
-      const std::size_t item = queue_[next_];
-      pending_elems_ += ElemsOf(next_);
-      ++next_;
-      lock.unlock();
-      auto result = std::make_unique<absl::StatusOr<Quant4Tensor>>(Quantize(plan_.items[item].tensor));
-      lock.lock();
-      results_[item] = std::move(result);
-      changed_.notify_all();
-    }
+  struct Sums {
+    StoreLayer summary;
+    double squared_error = 0.0;
+    double squared_norm = 0.0;
+  };
+  static double Relative(double squared_error, double squared_norm) {
+    return squared_norm > 0.0 ? std::sqrt(squared_error / squared_norm) : 0.0;
   }
+  Sums& LayerOf(const ModelTensor& tensor) { return sums_[static_cast<std::size_t>(tensor.layer)]; }
 
-  std::int64_t ElemsOf(std::size_t position) const { return plan_.items[queue_[position]].tensor.num_elems(); }
-
-  absl::StatusOr<Quant4Tensor> Quantize(const ModelTensor& tensor) const {
-    std::vector<float> values(static_cast<std::size_t>(tensor.num_elems()));
-    QST_RETURN_IF_ERROR(source_.ReadFloat(tensor.name, 0, tensor.num_elems(), values.data()));
-    source_.Release(tensor.name);
-    absl::StatusOr<Quant4Tensor> result = Quantize4Bit(values.data(), tensor.shape[0], tensor.shape[1], options_);
-    if (!result.ok()) return Annotate(result.status(), absl::StrCat("tensor '", tensor.name, "'"));
-    return result;
-  }
-
-  const TensorSource& source_;
-  const ImportPlan& plan_;
-  const Quant4Options options_;
-  std::vector<std::size_t> queue_;  // items to quantize, in order
-  std::int64_t budget_elems_ = 0;
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::size_t next_ = 0;            // position in queue_ of the first item not claimed
-  std::int64_t pending_elems_ = 0;  // claimed and not yet taken
-  bool stopping_ = false;
-  std::vector<std::unique_ptr<absl::StatusOr<Quant4Tensor>>> results_;
-  std::vector<std::thread> threads_;
+  std::vector<Sums> sums_;
 };
 
 // Writes the weight file of one import.
@@ -129,21 +87,18 @@ class WeightFileWriter {
                    const ImportProgress& progress)
       : source_(source), plan_(plan), options_(options), progress_(progress) {}
 
-  // Fills in the manifest's checksum and size.
+  // Fills in the manifest's checksum and size, and what is known of layers.
   absl::Status Write(const std::string& path, StoreManifest* manifest) {
     QST_ASSIGN_OR_RETURN(writer_, SafetensorsStreamWriter::Create(path, plan_.entries, {{"format", "pt"}}));
     header_bytes_ = writer_->file_bytes();
-    Quant4Options quant4;
-    if (options_.quantization.has_value()) {
-      quant4.type = options_.quantization->type;
-      quant4.block_size = static_cast<int>(options_.quantization->block_size);
-      quant4.double_quant = options_.quantization->double_quant;
-    }
-    QuantizePipeline pipeline(*source_.tensors, plan_, quant4, options_.num_threads);
-    Quant4Tensor quantized;
+    QuantizePipeline pipeline(*source_.tensors, plan_, options_.num_threads);
+    ErrorSummary errors(source_.config.num_layers);
+    for (const ImportItem& item : plan_.items) errors.AddTensor(item.tensor);
+    QuantizedWeight quantized;
     std::size_t quantized_item = plan_.items.size();  // the item that `quantized` holds
     for (std::size_t i = 0; i < plan_.pieces.size(); ++i) {
       const ImportPiece& piece = plan_.pieces[i];
+      errors.AddEntry(plan_.items[piece.item].tensor, plan_.entries[i].NumBytes());
       if (piece.part == Part::kDense) {
         QST_RETURN_IF_ERROR(WriteDense(plan_.items[piece.item]));
         continue;
@@ -151,14 +106,16 @@ class WeightFileWriter {
       if (quantized_item != piece.item) {
         QST_ASSIGN_OR_RETURN(quantized, pipeline.Take(piece.item));
         quantized_item = piece.item;
+        errors.AddWeight(plan_.items[piece.item].tensor, quantized);
       }
-      QST_RETURN_IF_ERROR(WriteQuantizedPart(piece.part, plan_.items[piece.item], plan_.entries[i], quantized));
+      QST_RETURN_IF_ERROR(WriteQuantizedPart(piece.part, plan_.items[piece.item], plan_.entries[i], quantized.tensor));
       QST_RETURN_IF_ERROR(Report(plan_.items[piece.item].tensor.name));
     }
     QST_RETURN_IF_ERROR(Report("syncing to disk"));
     QST_RETURN_IF_ERROR(writer_->Finish());
     manifest->weights_bytes = writer_->file_bytes();
     manifest->weights_sha256 = writer_->HexDigest();
+    errors.Finish(manifest);
     return absl::OkStatus();
   }
 
@@ -228,7 +185,7 @@ class WeightFileWriter {
         QuantState state;
         state.type = quantized.type;
         state.block_size = quantized.block_size;
-        state.dtype = source_.config.torch_dtype;
+        state.dtype = item.prequantized != nullptr ? item.prequantized->dtype : source_.config.torch_dtype;
         state.shape = item.tensor.shape;
         state.double_quant = quantized.double_quant;
         state.nested_block_size = kNestedBlockSize;
@@ -275,7 +232,8 @@ absl::Status ImportModel(const ImportOptions& given_options, const ImportProgres
   if (options.name.empty()) options.name = fs::path(options.destination).filename().string();
   QST_RETURN_IF_ERROR(CheckNewFolder(options.destination, "import"));
   QST_ASSIGN_OR_RETURN(ModelSource source, OpenModelSource(options.source));
-  QST_ASSIGN_OR_RETURN(const ImportPlan plan, PlanImport(source, options.quantization, options.num_threads));
+  QST_ASSIGN_OR_RETURN(const ImportPlan plan,
+                       PlanImport(source, options.quantization, options.required, options.num_threads));
 
   QST_ASSIGN_OR_RETURN(const std::unique_ptr<StagedFolder> folder,
                        StagedFolder::Create(options.destination, ".importing", "import"));
@@ -294,7 +252,7 @@ absl::Status ImportModel(const ImportOptions& given_options, const ImportProgres
   manifest.source_path = options.source;
   manifest.source_format = source.format;
   manifest.source_bytes = source.weight_bytes;
-  manifest.quantization = options.quantization;
+  manifest.quantization = plan.quantization;
   manifest.num_parameters = source.config.NumParameters();
   manifest.embedding_bytes = plan.embedding_bytes;
   manifest.layers_bytes = plan.layers_bytes;
@@ -304,7 +262,7 @@ absl::Status ImportModel(const ImportOptions& given_options, const ImportProgres
   if (!written.ok()) return absl::IsCancelled(written) ? written : Annotate(written, options.source);
 
   const std::string quantization_config =
-      options.quantization.has_value() ? QuantizationConfigJson(*options.quantization) : "";
+      plan.quantization.has_value() ? QuantizationConfigJson(*plan.quantization, plan.UnquantizedModules()) : "";
   QST_RETURN_IF_ERROR(
       WriteFileAtomically(folder->Path(kStoreConfigFile), ModelConfigToJson(source.config, quantization_config)));
   QST_RETURN_IF_ERROR(WriteFileAtomically(folder->Path(kStoreManifestFile), StoreManifestToJson(manifest)));

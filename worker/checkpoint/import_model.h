@@ -23,6 +23,9 @@ struct ImportOptions {
   std::string name;
   // Layers' linear weights. Not set: kept unquantized. Default: NF4, blocks of 64, double quantization.
   std::optional<StoreQuantization> quantization = StoreQuantization{};
+  // For sources whose weights are in 4 bit already (bitsandbytes), which are stored as they are: the parts of
+  // `quantization` that must be so. A source that does not meet them is an error, as it is without `quantization`.
+  RequiredQuantization required;
   // Threads that convert and quantize, >= 1.
   int num_threads = 1;
 };

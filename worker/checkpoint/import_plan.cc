@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "kernels/device.h"
 #include "proto/support/status_macros.h"
 #include "worker/checkpoint/safetensors_format.h"
@@ -71,6 +72,50 @@ absl::Status CheckQuantization(const StoreQuantization& quantization) {
   return absl::OkStatus();
 }
 
+std::string ToText(const StoreQuantization& quantization) {
+  return absl::StrCat(Quant4TypeName(quantization.type), ", blocks of ", quantization.block_size, ", ",
+                      quantization.double_quant ? "double" : "single", " quantization");
+}
+
+// How the source's own 4-bit weights are quantized; nothing if it has none. All must be alike, and linear.
+absl::StatusOr<std::optional<StoreQuantization>> SourceQuantization(const ModelSource& source) {
+  std::optional<StoreQuantization> found;
+  std::string first_name;
+  for (const ModelTensor& tensor : ModelTensors(source.config)) {
+    const PrequantizedInfo* info = source.tensors->Prequantized(tensor.name);
+    if (info == nullptr) continue;
+    if (tensor.kind != ModelTensor::Kind::kLinear) {
+      return absl::UnimplementedError(absl::StrCat(source.path, ": tensor '", tensor.name,
+                                                   "' is in 4 bit; only linear ",
+                                                   "weights of layers may be: quantize the model without it "
+                                                   "(llm_int8_skip_modules), or import the original"));
+    }
+    const StoreQuantization own = {info->options.type, info->options.block_size, info->options.double_quant};
+    if (!found.has_value()) {
+      found = own;
+      first_name = tensor.name;
+    } else if (own.type != found->type || own.block_size != found->block_size ||
+               own.double_quant != found->double_quant) {
+      return absl::InvalidArgumentError(absl::StrCat(source.path, ": 4-bit weights of two kinds: '", first_name,
+                                                     "' is ", ToText(*found), ", '", tensor.name, "' is ", ToText(own),
+                                                     ": one kind for all is supported; import the original model"));
+    }
+  }
+  return found;
+}
+
+absl::Status CheckRequired(const ModelSource& source, const StoreQuantization& own,
+                           const std::optional<StoreQuantization>& wanted, const RequiredQuantization& required) {
+  if (wanted.has_value() && (!required.type || wanted->type == own.type) &&
+      (!required.block_size || wanted->block_size == own.block_size) &&
+      (!required.double_quant || wanted->double_quant == own.double_quant)) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(source.path, ": the weights are quantized already (", ToText(own),
+                                                 "), asked for is ", wanted.has_value() ? ToText(*wanted) : "none",
+                                                 ": leave the quantization open, or import the original model"));
+}
+
 // Appends entries to the plan and keeps track of where the data are.
 class PlanBuilder {
  public:
@@ -130,16 +175,31 @@ class PlanBuilder {
 
 }  // namespace
 
+std::vector<std::string> ImportPlan::UnquantizedModules() const {
+  std::vector<std::string> modules;
+  for (const ImportItem& item : items) {
+    if (item.tensor.kind != ModelTensor::Kind::kLinear || item.is_quantized) continue;
+    modules.emplace_back(absl::StripSuffix(item.tensor.name, ".weight"));
+  }
+  return modules;
+}
+
 absl::StatusOr<ImportPlan> PlanImport(const ModelSource& source, const std::optional<StoreQuantization>& quantization,
-                                      int num_threads) {
+                                      const RequiredQuantization& required, int num_threads) {
   if (quantization.has_value()) QST_RETURN_IF_ERROR(CheckQuantization(*quantization));
+  QST_ASSIGN_OR_RETURN(const std::optional<StoreQuantization> own, SourceQuantization(source));
+  if (own.has_value()) QST_RETURN_IF_ERROR(CheckRequired(source, *own, quantization, required));
+  ImportPlan plan;
+  plan.quantization = own.has_value() ? own : quantization;
   ThreadPool threads(num_threads);
   std::vector<ImportItem> items;
   std::vector<ImportItem> ragged;
   for (const ModelTensor& tensor : ModelTensors(source.config)) {
     ImportItem item;
     item.tensor = tensor;
-    item.is_quantized = quantization.has_value() && tensor.kind == ModelTensor::Kind::kLinear;
+    item.prequantized = source.tensors->Prequantized(tensor.name);
+    item.is_quantized = own.has_value() ? item.prequantized != nullptr
+                                        : quantization.has_value() && tensor.kind == ModelTensor::Kind::kLinear;
     if (!item.is_quantized) {
       absl::StatusOr<DType> dtype = StoredDType(*source.tensors, tensor.name, threads);
       if (!dtype.ok()) return Annotate(dtype.status(), source.path);
@@ -152,10 +212,9 @@ absl::StatusOr<ImportPlan> PlanImport(const ModelSource& source, const std::opti
   }
   std::stable_sort(ragged.begin(), ragged.end(),
                    [](const ImportItem& a, const ImportItem& b) { return DTypeBytes(a.dtype) > DTypeBytes(b.dtype); });
-  ImportPlan plan;
   PlanBuilder builder(&plan);
-  for (const ImportItem& item : items) builder.AddItem(item, quantization);
-  for (const ImportItem& item : ragged) builder.AddItem(item, quantization);
+  for (const ImportItem& item : items) builder.AddItem(item, plan.quantization);
+  for (const ImportItem& item : ragged) builder.AddItem(item, plan.quantization);
   return plan;
 }
 

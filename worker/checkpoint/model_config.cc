@@ -159,6 +159,7 @@ absl::Status CheckSupported(const Json& object, FieldReader& fields, const Model
         quantization.is_object() && quantization.contains("quant_method") && quantization["quant_method"].is_string()
             ? quantization["quant_method"].get<std::string>()
             : "unknown";
+    if (method == "bitsandbytes") return absl::OkStatus();  // the readers see what the weights are
     return Unsupported(where, absl::StrCat("the weights are already quantized (quantization_config, method '", method,
                                            "'); import the unquantized model"));
   }

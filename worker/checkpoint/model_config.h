@@ -66,7 +66,8 @@ struct ModelConfig {
 // Reads config.json. `where` names the file in messages. Accepted: LlamaForCausalLM, and MistralForCausalLM
 // without a sliding window shorter than its context.
 // Errors   kInvalidArgument: not JSON, a field missing, of the wrong type or out of range (named).
-//          kUnimplemented: another architecture, activation, rotary scaling, or weights already quantized.
+//          kUnimplemented: another architecture, activation, rotary scaling, or weights already quantized
+//          in another way than bitsandbytes'.
 absl::StatusOr<ModelConfig> ParseModelConfig(absl::string_view json_text, absl::string_view where);
 
 // The same for the config.json of a stored model, whose quantization_config says how the store holds it.

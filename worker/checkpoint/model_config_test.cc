@@ -97,12 +97,14 @@ TEST(ModelConfigTest, WritingAndReadingGivesTheSameConfig) {
   EXPECT_EQ(second->rope_scaling.factor, 8.0);
 }
 
-TEST(ModelConfigTest, AQuantizedModelIsReadOnlyFromTheStore) {
+TEST(ModelConfigTest, AModelQuantizedInAnotherWayIsReadOnlyFromTheStore) {
   const auto config = Parse(GoodConfig());
   QST_ASSERT_OK(config);
-  const std::string text = ModelConfigToJson(*config, R"({"quant_method":"bitsandbytes"})");
-  EXPECT_THAT(ParseModelConfig(text, "c"), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("'bitsandbytes'")));
+  const std::string text = ModelConfigToJson(*config, R"({"quant_method":"gptq"})");
+  EXPECT_THAT(ParseModelConfig(text, "c"), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("'gptq'")));
   QST_EXPECT_OK(ParseStoredModelConfig(text, "c"));
+  // 4-bit weights of this kind are stored as they are.
+  QST_EXPECT_OK(ParseModelConfig(ModelConfigToJson(*config, R"({"quant_method":"bitsandbytes"})"), "c"));
 }
 
 TEST(ModelConfigTest, PlainMistralIsAccepted) {

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "proto/support/status_macros.h"
+#include "worker/checkpoint/bitsandbytes_weights.h"
 #include "worker/checkpoint/file_io.h"
 #include "worker/checkpoint/gguf_file.h"
 #include "worker/checkpoint/gguf_model.h"
@@ -89,7 +90,11 @@ absl::StatusOr<ModelSource> OpenFolder(const std::string& folder) {
   QST_ASSIGN_OR_RETURN(std::unique_ptr<HuggingFaceFolder> tensors, HuggingFaceFolder::Open(folder));
   source.format = tensors->format();
   source.weight_bytes = tensors->total_bytes();
-  source.tensors = std::move(tensors);
+  if (!BitsandbytesWeights::IsIn(*tensors)) {
+    source.tensors = std::move(tensors);
+    return source;
+  }
+  QST_ASSIGN_OR_RETURN(source.tensors, BitsandbytesWeights::Create(std::move(tensors), folder));
   return source;
 }
 

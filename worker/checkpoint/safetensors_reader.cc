@@ -247,6 +247,15 @@ absl::Status SafetensorsReader::ReadFloat(absl::string_view name, std::int64_t f
   return absl::OkStatus();
 }
 
+absl::Status SafetensorsReader::ReadBytes(absl::string_view name, std::int64_t first, std::int64_t count,
+                                          void* out) const {
+  QST_RETURN_IF_ERROR(CheckReadRange(Find(name), path_, name, 0, 0));
+  const RawTensor raw = Raw(name);
+  QST_RETURN_IF_ERROR(CheckByteRange(static_cast<std::int64_t>(raw.num_bytes), path_, name, first, count));
+  if (count > 0) std::memcpy(out, raw.data + first, static_cast<std::size_t>(count));
+  return absl::OkStatus();
+}
+
 void SafetensorsReader::Release(absl::string_view name) const {
   const RawTensor raw = Raw(name);
   if (file_ != nullptr && raw.data != nullptr) file_->DontNeed(raw.file_offset, raw.num_bytes);

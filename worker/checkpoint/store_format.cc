@@ -27,6 +27,31 @@ std::optional<Quant4Type> ParseQuant4Type(const std::string& name) {
   return std::nullopt;
 }
 
+bool IsError(const Json& object, const char* name) {
+  return object.contains(name) && object[name].is_number() && object[name].get<double>() >= 0.0;
+}
+
+// The parts that came later: both or neither are there. False if they are malformed.
+bool ReadErrors(const Json& object, StoreManifest* manifest) {
+  if (!object.contains("quantization_error") && !object.contains("layers")) return true;
+  if (!IsError(object, "quantization_error") || !object.contains("layers") || !object["layers"].is_array())
+    return false;
+  manifest->quantization_error = object["quantization_error"].get<double>();
+  for (const Json& entry : object["layers"]) {
+    if (!entry.is_object() || !IsWholeNumber(entry, "parameters") || !IsWholeNumber(entry, "bytes") ||
+        !IsError(entry, "quantization_error") || !IsString(entry, "worst_tensor") || !IsError(entry, "worst_error")) {
+      return false;
+    }
+    StoreLayer& layer = manifest->layers.emplace_back();
+    layer.num_parameters = entry["parameters"].get<std::int64_t>();
+    layer.bytes = entry["bytes"].get<std::int64_t>();
+    layer.quantization_error = entry["quantization_error"].get<double>();
+    layer.worst_tensor = entry["worst_tensor"].get<std::string>();
+    layer.worst_error = entry["worst_error"].get<double>();
+  }
+  return true;
+}
+
 }  // namespace
 
 std::string QuantStateToJson(const QuantState& state) {
@@ -100,6 +125,15 @@ std::string StoreManifestToJson(const StoreManifest& manifest) {
   object["weights"] = Json{{"sha256", manifest.weights_sha256}, {"bytes", manifest.weights_bytes}};
   object["bytes"] =
       Json{{"embedding", manifest.embedding_bytes}, {"layers", manifest.layers_bytes}, {"head", manifest.head_bytes}};
+  object["quantization_error"] = manifest.quantization_error;
+  object["layers"] = Json::array();
+  for (const StoreLayer& layer : manifest.layers) {
+    object["layers"].push_back(Json{{"parameters", layer.num_parameters},
+                                    {"bytes", layer.bytes},
+                                    {"quantization_error", layer.quantization_error},
+                                    {"worst_tensor", layer.worst_tensor},
+                                    {"worst_error", layer.worst_error}});
+  }
   return object.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
 
@@ -151,10 +185,12 @@ absl::StatusOr<StoreManifest> ParseStoreManifest(absl::string_view json_text, ab
   manifest.embedding_bytes = bytes["embedding"].get<std::uint64_t>();
   manifest.layers_bytes = bytes["layers"].get<std::uint64_t>();
   manifest.head_bytes = bytes["head"].get<std::uint64_t>();
+  if (!ReadErrors(object, &manifest)) return broken("'quantization_error' or 'layers' is not what imports write");
   return manifest;
 }
 
-std::string QuantizationConfigJson(const StoreQuantization& quantization) {
+std::string QuantizationConfigJson(const StoreQuantization& quantization,
+                                   const std::vector<std::string>& unquantized_modules) {
   Json object;
   object["quant_method"] = "bitsandbytes";
   object["load_in_4bit"] = true;
@@ -164,6 +200,7 @@ std::string QuantizationConfigJson(const StoreQuantization& quantization) {
   object["bnb_4bit_compute_dtype"] = "float32";
   object["bnb_4bit_quant_storage"] = "uint8";
   object["llm_int8_skip_modules"] = Json::array({"lm_head"});
+  for (const std::string& module : unquantized_modules) object["llm_int8_skip_modules"].push_back(module);
   return object.dump();
 }
 

@@ -35,6 +35,13 @@ struct StoreQuantization {
   bool double_quant = true;
 };
 
+// Which parts of a StoreQuantization somebody insists on.
+struct RequiredQuantization {
+  bool type = false;
+  bool block_size = false;
+  bool double_quant = false;
+};
+
 // The JSON text beside each quantized weight.
 struct QuantState {
   Quant4Type type = Quant4Type::kNF4;
@@ -50,6 +57,17 @@ std::string QuantStateToJson(const QuantState& state);
 // `where` names file and tensor. kDataLoss: not what QuantStateToJson or bitsandbytes writes.
 absl::StatusOr<QuantState> ParseQuantState(absl::string_view json_text, absl::string_view where);
 
+// What the manifest says of one layer.
+struct StoreLayer {
+  std::int64_t num_parameters = 0;
+  std::int64_t bytes = 0;  // of tensor data in the weight file
+  // Of its quantized weights: root of the sum of squared errors over that of squared values. 0 if none was quantized.
+  double quantization_error = 0.0;
+  // The weight with the largest such error of its own ("mlp.down_proj.weight"), and that error. Empty if there is none.
+  std::string worst_tensor;
+  double worst_error = 0.0;
+};
+
 // qst_model.json.
 struct StoreManifest {
   std::int64_t format_version = kStoreFormatVersion;
@@ -64,6 +82,9 @@ struct StoreManifest {
   std::uint64_t embedding_bytes = 0;
   std::uint64_t layers_bytes = 0;  // of all layers
   std::uint64_t head_bytes = 0;    // last norm, and the head if it is not tied
+  // As of a layer, over all layers.
+  double quantization_error = 0.0;
+  std::vector<StoreLayer> layers;  // empty in models that were imported before it was kept
 };
 
 std::string StoreManifestToJson(const StoreManifest& manifest);
@@ -71,7 +92,9 @@ std::string StoreManifestToJson(const StoreManifest& manifest);
 absl::StatusOr<StoreManifest> ParseStoreManifest(absl::string_view json_text, absl::string_view where);
 
 // config.json's quantization_config, such that Hugging Face code loads the folder through bitsandbytes.
-std::string QuantizationConfigJson(const StoreQuantization& quantization);
+// unquantized_modules: linear modules of layers that are not quantized.
+std::string QuantizationConfigJson(const StoreQuantization& quantization,
+                                   const std::vector<std::string>& unquantized_modules);
 
 }  // namespace qst
 

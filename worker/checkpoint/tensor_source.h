@@ -9,8 +9,10 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "kernels/dtype.h"
+#include "kernels/quant/quant4.h"
 
 namespace qst {
 
@@ -19,6 +21,12 @@ struct TensorInfo {
   std::optional<DType> dtype;       // set if elements are stored plainly in this dtype
   std::vector<std::int64_t> shape;  // row-major, slowest dimension first
   std::int64_t num_elems = 0;       // product of shape
+};
+
+// A weight that the file holds in 4 bit already.
+struct PrequantizedInfo {
+  Quant4Options options;
+  std::string dtype = "float32";  // of the weight before that: float32, float16 or bfloat16
 };
 
 // Thread-safe: const members may be called from several threads at once.
@@ -35,6 +43,14 @@ class TensorSource {
   // Errors   kNotFound: no such tensor. kInvalidArgument: range outside it. kUnimplemented: not a number
   //          format that is read as float32 (integers, ...).
   virtual absl::Status ReadFloat(absl::string_view name, std::int64_t first, std::int64_t count, float* out) const = 0;
+  // Bytes [first, first + count) of the tensor as it is stored, which must be plainly one element after another.
+  // Errors   kNotFound, kInvalidArgument as above. kUnimplemented: stored in another way, or by a format without such
+  //          tensors.
+  virtual absl::Status ReadBytes(absl::string_view name, std::int64_t first, std::int64_t count, void* out) const;
+  // How the file holds a weight in 4 bit; null for all others. Valid as long as the source. Then ReadQuant4 gives codes
+  // and constants as they are, and ReadFloat what they mean.
+  virtual const PrequantizedInfo* Prequantized(absl::string_view name) const;
+  virtual absl::StatusOr<Quant4Tensor> ReadQuant4(absl::string_view name) const;
   // Lets go of the memory that reading `name` has taken. It may be read again.
   virtual void Release(absl::string_view name) const = 0;
 };
@@ -44,8 +60,10 @@ class TensorSource {
 absl::Status NarrowFloat64(const std::uint8_t* data, std::int64_t first, std::int64_t count, absl::string_view where,
                            absl::string_view name, float* out);
 
-// The checks that every ReadFloat starts with. `where` names the file.
+// The checks that every ReadFloat starts with, and ReadBytes. `where` names the file.
 absl::Status CheckReadRange(const TensorInfo* info, absl::string_view where, absl::string_view name, std::int64_t first,
+                            std::int64_t count);
+absl::Status CheckByteRange(std::int64_t num_bytes, absl::string_view where, absl::string_view name, std::int64_t first,
                             std::int64_t count);
 
 }  // namespace qst

@@ -318,6 +318,18 @@ absl::Status TorchFile::ReadFloat(absl::string_view name, std::int64_t first, st
   return absl::OkStatus();
 }
 
+absl::Status TorchFile::ReadBytes(absl::string_view name, std::int64_t first, std::int64_t count, void* out) const {
+  const auto it = entries_.find(name);
+  QST_RETURN_IF_ERROR(CheckReadRange(it == entries_.end() ? nullptr : &it->second.info, path_, name, 0, 0));
+  const Entry& entry = it->second;
+  if (!entry.is_contiguous) {
+    return absl::UnimplementedError(absl::StrCat(path_, ": tensor '", name, "' is not stored contiguously"));
+  }
+  QST_RETURN_IF_ERROR(CheckByteRange(static_cast<std::int64_t>(entry.extent.size), path_, name, first, count));
+  if (count > 0) std::memcpy(out, data_ + entry.file_offset + first, static_cast<std::size_t>(count));
+  return absl::OkStatus();
+}
+
 void TorchFile::Release(absl::string_view name) const {
   const auto it = entries_.find(name);
   if (file_ != nullptr && it != entries_.end()) file_->DontNeed(it->second.extent.offset, it->second.extent.size);
