@@ -390,12 +390,17 @@ TEST_F(CliTest, ModelImportFollowsToItsEnd) {
   EXPECT_EQ(request.quantization().type(), v1::QUANTIZATION_TYPE_FP4);
   EXPECT_EQ(request.quantization().block_size(), 128u);
   EXPECT_FALSE(request.quantization().double_quant());
+  EXPECT_TRUE(request.quantization().has_double_quant());
 
   script.model_changes = {importing, failed};
   coordinator_.SetScript(script);
   const Result failure = Run({"model", "import", path, "--name=tiny"});
   EXPECT_EQ(failure.status, 1);
   EXPECT_THAT(failure.err, HasSubstr("import of tiny failed: truncated at byte 12"));
+  // What is not asked for is left open.
+  EXPECT_EQ(coordinator_.imports().at(1).quantization().type(), v1::QUANTIZATION_TYPE_UNSPECIFIED);
+  EXPECT_EQ(coordinator_.imports().at(1).quantization().block_size(), 0u);
+  EXPECT_FALSE(coordinator_.imports().at(1).quantization().has_double_quant());
 
   const Result missing = Run({"model", "import", folder_ + "/none.gguf"});
   EXPECT_EQ(missing.status, 1);
@@ -406,6 +411,37 @@ TEST_F(CliTest, ModelImportFollowsToItsEnd) {
   EXPECT_THAT(Run({"model", "list"}).out, HasSubstr("tiny"));
   EXPECT_EQ(Run({"model", "rm", "tiny"}).status, 0);
   EXPECT_EQ(Run({"model", "rm", "tiny"}).status, 1);
+}
+
+TEST_F(CliTest, ModelShowListsTheLayersThatLostMostFirst) {
+  v1::Model model;
+  model.set_name("tiny");
+  model.set_state(v1::MODEL_STATE_READY);
+  model.set_quantization_error(0.0912);
+  for (int i = 0; i < 7; ++i) {
+    v1::LayerSummary* layer = model.add_layers();
+    layer->set_num_parameters(1000000);
+    layer->set_stored_bytes(512);
+    layer->set_quantization_error(0.08 + 0.001 * (i * 3 % 7));  // layers 2, 4, 6, 1, 3, 5, 0
+    layer->set_worst_tensor("mlp.up_proj.weight");
+    layer->set_worst_error(0.125);
+  }
+  FakeCoordinator::Script script;
+  script.model_changes = {model};
+  coordinator_.SetScript(script);
+  ASSERT_EQ(Run({"model", "import", WriteFile("m.gguf", "x"), "--name=tiny"}).status, 0);
+  const std::string top = Run({"model", "show", "tiny"}).out;
+  EXPECT_THAT(top, HasSubstr("9.12 % (relative RMS)"));
+  EXPECT_THAT(top, HasSubstr("layers in all"));
+  EXPECT_THAT(top, HasSubstr("2 more layers: --all"));
+  EXPECT_THAT(top, HasSubstr("mlp.up_proj.weight"));
+  EXPECT_THAT(top, HasSubstr("12.50 %"));
+  // By error: 2 (8.6 %), 4 (8.5 %), 6 (8.4 %), 1 (8.3 %), 3 (8.2 %).
+  EXPECT_LT(top.find("8.60 %"), top.find("8.50 %"));
+  EXPECT_EQ(top.find("8.00 %"), std::string::npos);
+  const std::string all = Run({"model", "show", "tiny", "--all"}).out;
+  EXPECT_LT(all.find("8.10 %"), all.find("8.00 %"));
+  EXPECT_EQ(all.find("more layers"), std::string::npos);
 }
 
 TEST_F(CliTest, DatasetAddSaysWhatIsStored) {

@@ -1,10 +1,12 @@
 // model import, list, show, rm.
 #include <algorithm>
 #include <filesystem>
+#include <numeric>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "client/command.h"
@@ -30,6 +32,34 @@ std::string QuantizationText(const v1::Quantization& quantization) {
                       quantization.double_quant() ? "" : " single");
 }
 
+// Layers shown without --all.
+constexpr int kShownLayers = 5;
+
+std::string ErrorText(double error) { return absl::StrFormat("%.2f %%", 100.0 * error); }
+
+// The layers that lost most in quantization, worst first.
+void PrintLayers(std::ostream& out, const v1::Model& model, bool all) {
+  if (model.layers().empty()) return;
+  std::vector<int> order(static_cast<std::size_t>(model.layers_size()));
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+    return model.layers(a).quantization_error() > model.layers(b).quantization_error();
+  });
+  const bool is_cut = !all && order.size() > kShownLayers;
+  if (is_cut) order.resize(kShownLayers);
+  std::vector<std::vector<std::string>> rows = {
+      {"LAYER", "PARAMETERS", "STORED", "ERROR", "WORST WEIGHT", "ITS ERROR"}};
+  for (const int i : order) {
+    const v1::LayerSummary& layer = model.layers(i);
+    const bool is_known = !layer.worst_tensor().empty();
+    rows.push_back({absl::StrCat(i), FormatCount(layer.num_parameters()), FormatBytes(layer.stored_bytes()),
+                    is_known ? ErrorText(layer.quantization_error()) : "-",
+                    is_known ? OneLine(layer.worst_tensor()) : "-", is_known ? ErrorText(layer.worst_error()) : "-"});
+  }
+  out << "\n" << FormatTable(rows, {0, 1, 2, 3, 5});
+  if (is_cut) out << model.layers_size() - kShownLayers << " more layers: --all\n";
+}
+
 void PrintModel(std::ostream& out, const v1::Model& model) {
   std::vector<std::vector<std::string>> rows = {{"name", model.name()}, {"state", StateName(model.state())}};
   if (!model.status_message().empty()) rows.push_back({"status", OneLine(model.status_message())});
@@ -42,9 +72,16 @@ void PrintModel(std::ostream& out, const v1::Model& model) {
     rows.push_back({"vocabulary", absl::StrCat(model.vocab_size())});
     rows.push_back({"parameters", FormatCount(model.num_parameters())});
     rows.push_back({"stored", FormatBytes(model.stored_bytes())});
+    uint64_t layers_bytes = 0;
+    for (const v1::LayerSummary& layer : model.layers()) layers_bytes += layer.stored_bytes();
+    if (layers_bytes > 0) rows.push_back({"layers in all", FormatBytes(layers_bytes)});
     rows.push_back({"per layer", FormatBytes(model.layer_bytes())});
     rows.push_back({"embedding", FormatBytes(model.embedding_bytes())});
     rows.push_back({"head", model.head_bytes() == 0 ? "tied to the embedding" : FormatBytes(model.head_bytes())});
+    // Not known of weights that came quantized.
+    if (model.quantization_error() > 0) {
+      rows.push_back({"quantization error", absl::StrCat(ErrorText(model.quantization_error()), " (relative RMS)")});
+    }
   }
   rows.push_back({"created", FormatTime(model.created_ms())});
   out << FormatTable(rows);
@@ -78,16 +115,19 @@ absl::StatusOr<v1::ImportModelRequest> ImportRequest(const CommandContext& conte
   request.set_name(args.Has("name") ? args.String("name") : NameFromPath(path));
   if (request.name().empty()) return UsageError("--name must not be empty");
   v1::Quantization* quantization = request.mutable_quantization();
-  const auto* type = FindEnumValue(v1::QuantizationType_descriptor(), args.String("quantization"));
-  if (type == nullptr) {
-    return UsageError(absl::StrCat("--quantization: '", args.String("quantization"), "' is none of ",
-                                   absl::StrJoin(EnumShortNames(v1::QuantizationType_descriptor()), ", ")));
+  // What is not given stays open: the default, or what the model comes with.
+  if (args.Has("quantization")) {
+    const auto* type = FindEnumValue(v1::QuantizationType_descriptor(), args.String("quantization"));
+    if (type == nullptr) {
+      return UsageError(absl::StrCat("--quantization: '", args.String("quantization"), "' is none of ",
+                                     absl::StrJoin(EnumShortNames(v1::QuantizationType_descriptor()), ", ")));
+    }
+    quantization->set_type(static_cast<v1::QuantizationType>(type->number()));
   }
-  quantization->set_type(static_cast<v1::QuantizationType>(type->number()));
   if (quantization->type() != v1::QUANTIZATION_TYPE_NONE) {
     if (args.Uint("block-size") > 4096) return UsageError("--block-size: one of 64, 128, ... 4096");
-    quantization->set_block_size(static_cast<uint32_t>(args.Uint("block-size")));
-    quantization->set_double_quant(!args.Bool("no-double-quant"));
+    if (args.Has("block-size")) quantization->set_block_size(static_cast<uint32_t>(args.Uint("block-size")));
+    if (args.Has("no-double-quant")) quantization->set_double_quant(!args.Bool("no-double-quant"));
   }
   request.set_replace(args.Bool("replace"));
   return request;
@@ -171,6 +211,7 @@ absl::Status RunShow(CommandContext& context) {
     context.env.out << ProtoToJsonLine(response) << std::endl;
   } else {
     PrintModel(context.env.out, response.model());
+    PrintLayers(context.env.out, response.model(), context.args.Bool("all"));
   }
   return absl::OkStatus();
 }
@@ -202,7 +243,9 @@ std::vector<Command> ModelCommands() {
       {"replace", 0, FlagKind::kBool, "", "", "replace a model of this name"},
       ReconnectFlag(),
   };
-  import.details = "PATH is a Hugging Face folder, a .gguf file or a llama2.c checkpoint, as the workers see it.";
+  import.details =
+      "PATH is a Hugging Face folder, a .gguf file or a llama2.c checkpoint, as the workers see it. "
+      "Weights that bitsandbytes has quantized already are kept as they are.";
   import.examples = {"qst model import SmolLM2-135M-Instruct.gguf --name=smollm2"};
   import.run = RunImport;
 
@@ -214,10 +257,11 @@ std::vector<Command> ModelCommands() {
 
   Command show;
   show.name = "model show";
-  show.summary = "Show one model";
+  show.summary = "Show one model, and what quantization cost in each layer";
   show.arguments = "NAME";
   show.min_arguments = show.max_arguments = 1;
-  show.examples = {"qst model show smollm2"};
+  show.flags = {{"all", 0, FlagKind::kBool, "", "", "all layers, not just those with the largest errors"}};
+  show.examples = {"qst model show smollm2 --all"};
   show.run = RunShow;
 
   Command remove;

@@ -82,14 +82,15 @@ absl::StatusOr<ModelRecord> ModelManager::Find(const std::string& name) {
 absl::StatusOr<v1::Model> ModelManager::Import(const v1::ImportModelRequest& request) {
   QST_RETURN_IF_ERROR(ValidateName(request.name(), "name"));
   if (request.source_path().empty()) {
-    return absl::InvalidArgumentError("source_path: is required: a .gguf file or a Hugging Face folder");
+    return absl::InvalidArgumentError("source_path: is required: a Hugging Face folder, or a GGUF or llama2.c file");
   }
   if (request.source_path().front() != '/') {
     return absl::InvalidArgumentError(
         absl::StrCat("source_path: must be absolute, since a worker reads it, is '", request.source_path(), "'"));
   }
-  v1::Quantization quantization = request.quantization();
-  QST_RETURN_IF_ERROR(ResolveQuantization(&quantization));
+  // Only checked: what the request leaves open, the model itself may say (weights that come in 4 bit).
+  v1::Quantization resolved = request.quantization();
+  QST_RETURN_IF_ERROR(ResolveQuantization(&resolved));
   QST_ASSIGN_OR_RETURN(std::optional<ModelRecord> known, store_->FindModel(request.name()));
   ModelRecord record;
   if (known.has_value()) {
@@ -115,7 +116,7 @@ absl::StatusOr<v1::Model> ModelManager::Import(const v1::ImportModelRequest& req
   pending.set_state(v1::MODEL_STATE_IMPORTING);
   pending.set_status_message("waiting for an idle worker");
   pending.set_source_path(request.source_path());
-  *pending.mutable_quantization() = quantization;
+  *pending.mutable_quantization() = request.quantization();
   pending.set_created_ms(absl::ToUnixMillis(executor_->Now()));
   QST_RETURN_IF_ERROR(Save(record));
   replacing_[record.name] = record.ready.has_value();
@@ -133,7 +134,10 @@ absl::StatusOr<v1::Model> ModelManager::Get(const std::string& name) {
 absl::StatusOr<std::vector<v1::Model>> ModelManager::List() {
   QST_ASSIGN_OR_RETURN(const std::vector<ModelRecord> records, store_->ListModels());
   std::vector<v1::Model> models;
-  for (const ModelRecord& record : records) models.push_back(Shown(record));
+  for (const ModelRecord& record : records) {
+    models.push_back(Shown(record));
+    models.back().clear_layers();  // too much for a list
+  }
   return models;
 }
 
@@ -313,6 +317,7 @@ absl::Status ModelManager::Finish(ModelRecord record, v1::Model reported) {
   ready.set_created_ms(pending.created_ms());
   if (ready.quantization().type() == v1::QUANTIZATION_TYPE_UNSPECIFIED) {
     *ready.mutable_quantization() = pending.quantization();
+    QST_RETURN_IF_ERROR(ResolveQuantization(ready.mutable_quantization()));
   }
   record.pending.reset();
   record.pending_path.clear();

@@ -2,6 +2,7 @@
 
 #include <spdlog/spdlog.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -17,6 +18,30 @@ namespace qst {
 namespace {
 
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(250);
+
+v1::Quantization ToProto(const std::optional<StoreQuantization>& quantization) {
+  v1::Quantization proto;
+  if (!quantization.has_value()) {
+    proto.set_type(v1::QUANTIZATION_TYPE_NONE);
+    return proto;
+  }
+  proto.set_type(quantization->type == Quant4Type::kNF4 ? v1::QUANTIZATION_TYPE_NF4 : v1::QUANTIZATION_TYPE_FP4);
+  proto.set_block_size(static_cast<std::uint32_t>(quantization->block_size));
+  proto.set_double_quant(quantization->double_quant);
+  return proto;
+}
+
+void AddLayers(const StoreManifest& manifest, v1::Model* model) {
+  model->set_quantization_error(manifest.quantization_error);
+  for (const StoreLayer& layer : manifest.layers) {
+    v1::LayerSummary* summary = model->add_layers();
+    summary->set_num_parameters(static_cast<std::uint64_t>(layer.num_parameters));
+    summary->set_stored_bytes(static_cast<std::uint64_t>(layer.bytes));
+    summary->set_quantization_error(layer.quantization_error);
+    summary->set_worst_tensor(layer.worst_tensor);
+    summary->set_worst_error(layer.worst_error);
+  }
+}
 
 absl::StatusOr<std::optional<StoreQuantization>> QuantizationOf(const v1::Quantization& quantization) {
   if (quantization.type() == v1::QUANTIZATION_TYPE_NONE) return std::optional<StoreQuantization>();
@@ -85,6 +110,10 @@ absl::Status ModelImport::Execute(v1::Model* model) {
   options.name = command_.name();
   options.num_threads = num_threads_;
   QST_ASSIGN_OR_RETURN(options.quantization, QuantizationOf(command_.quantization()));
+  // What is left open is the default, or what the source comes with.
+  options.required.type = command_.quantization().type() != v1::QUANTIZATION_TYPE_UNSPECIFIED;
+  options.required.block_size = command_.quantization().block_size() != 0;
+  options.required.double_quant = command_.quantization().has_double_quant();
   absl::Time next_report = absl::InfinitePast();
   const auto progress = [&](std::int64_t done_bytes, std::int64_t total_bytes, absl::string_view what) {
     if (is_cancelled_) return false;
@@ -113,9 +142,14 @@ absl::Status ModelImport::Execute(v1::Model* model) {
   model->set_vocab_size(static_cast<std::uint32_t>(config.vocab_size));
   model->set_num_parameters(static_cast<std::uint64_t>(config.NumParameters()));
   model->set_stored_bytes(manifest.weights_bytes);
-  model->set_layer_bytes(static_cast<std::uint64_t>(stored->LayerBytes(0)));
+  // The largest: layers differ where some modules are not quantized.
+  std::int64_t layer_bytes = 0;
+  for (std::int64_t i = 0; i < config.num_layers; ++i) layer_bytes = std::max(layer_bytes, stored->LayerBytes(i));
+  model->set_layer_bytes(static_cast<std::uint64_t>(layer_bytes));
   model->set_embedding_bytes(manifest.embedding_bytes);
   model->set_head_bytes(config.tie_word_embeddings ? 0 : manifest.head_bytes);
+  *model->mutable_quantization() = ToProto(manifest.quantization);
+  AddLayers(manifest, model);
   return absl::OkStatus();
 }
 

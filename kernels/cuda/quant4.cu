@@ -165,7 +165,8 @@ __global__ void __launch_bounds__(kThreads)
   const float inverse = fminf(__fdiv_rn(1.0f, largest), 3.402823466e38f);
   for (std::int64_t e = begin + 2 * lane; e < end; e += 2 * kWarpSize) {
     const unsigned high = CodeOf<kOfMagnitude>(rule, code_of_rank, __fmul_rn(load(e), inverse));
-    const unsigned low = e + 1 < end ? CodeOf<kOfMagnitude>(rule, code_of_rank, __fmul_rn(load(e + 1), inverse)) : 0u;
+    const float second = e + 1 < end ? __fmul_rn(load(e + 1), inverse) : 0.0f;
+    const unsigned low = CodeOf<kOfMagnitude>(rule, code_of_rank, second);
     packed[e / 2] = static_cast<std::uint8_t>(high << 4 | low);
   }
 }

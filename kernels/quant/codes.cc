@@ -27,9 +27,9 @@ constexpr float kNf4[16] = {-1.0f,
 // A code is the number of thresholds below the value. These are bitsandbytes' constants: midpoints, but
 // some with another last digit than computing them from the table gives.
 constexpr float kNf4Thresholds[15] = {
-    -0.8480964004993439f,   -0.6106329262256622f, -0.4599952697753906f, -0.33967943489551544f, -0.23460740596055984f,
-    -0.13791173323988914f,  -0.045525018125772476f, 0.03979014977812767f, 0.1202552504837513f,  0.2035212516784668f,
-    0.2920137718319893f,    0.3893125355243683f,  0.5016634166240692f,  0.6427869200706482f,   0.8614784181118011f};
+    -0.8480964004993439f,  -0.6106329262256622f,   -0.4599952697753906f, -0.33967943489551544f, -0.23460740596055984f,
+    -0.13791173323988914f, -0.045525018125772476f, 0.03979014977812767f, 0.1202552504837513f,   0.2035212516784668f,
+    0.2920137718319893f,   0.3893125355243683f,    0.5016634166240692f,  0.6427869200706482f,   0.8614784181118011f};
 
 constexpr std::uint8_t kNf4CodeOfRank[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
@@ -55,23 +55,16 @@ int Fp4Rank(float x) {
   return rank;
 }
 
-// num_points values evenly spaced over [0.1, 1] with the float32 roundings of PyTorch's linspace on CPU,
-// which the published maps come from: from both ends towards the middle; from 16 points on, in groups of
-// eight that start at a fused multiply-add and go on with a separate multiplication and addition.
+// num_points values evenly spaced over [0.1, 1] with the float32 roundings of PyTorch's linspace on CPU (2.x, with
+// fused multiply-add), which the published maps come from: from both ends towards the middle.
 std::array<float, 65> EvenlySpaced(int num_points) {
-  constexpr int kGroup = 8;
   const float first = 0.1f;
   const float last = 1.0f;
   const float step = (last - first) / static_cast<float>(num_points - 1);
-  const int num_grouped = num_points / (2 * kGroup) * (2 * kGroup);
   std::array<float, 65> points{};
   for (int i = 0; i < num_points; ++i) {
-    const int group_begin = i < num_grouped ? i / kGroup * kGroup : i;
-    const float base = group_begin < num_points / 2
-                           ? std::fma(step, static_cast<float>(group_begin), first)
-                           : std::fma(-step, static_cast<float>(num_points - 1 - group_begin), last);
-    const float within_group = step * static_cast<float>(i - group_begin);
-    points[i] = base + within_group;
+    points[i] = i < num_points / 2 ? std::fma(step, static_cast<float>(i), first)
+                                   : std::fma(-step, static_cast<float>(num_points - 1 - i), last);
   }
   return points;
 }
@@ -121,6 +114,16 @@ void Quant4Codes(Quant4Type type, const float* x, std::int64_t n, std::uint8_t* 
   } else {
     for (std::int64_t i = 0; i < n; ++i) codes[i] = Quant4Code(Quant4Type::kFP4, x[i]);
   }
+}
+
+bool IsDynamicMap8(const float* map) {
+  constexpr float kTolerance = 1e-6f;  // relative; two of the last bits are about 2.4e-7
+  const float* expected = DynamicMap8();
+  // Not `> kTolerance`: a NaN must not pass.
+  return std::all_of(map, map + 256, [&](const float& value) {
+    const float wanted = expected[&value - map];
+    return std::fabs(value - wanted) <= kTolerance * std::fabs(wanted);
+  });
 }
 
 std::uint8_t DynamicMap8Code(float x) {

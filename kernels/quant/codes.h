@@ -17,6 +17,10 @@ const float* Quant4Table(Quant4Type type);
 // twice as many values as for the one below, both signs, and 0 and 1.
 const float* DynamicMap8();
 
+// Whether these 256 values are DynamicMap8's but for their last bits, which depend on the version of PyTorch that
+// computed them and on its machine. Weights that come with such a table mean what their own table says.
+bool IsDynamicMap8(const float* map);
+
 // How a value becomes a code: its rank is the number of thresholds below it (NF4) or below its magnitude (FP4), and
 // the code is that of the rank, plus `sign` if it is negative.
 struct Quant4Rule {

@@ -48,7 +48,7 @@ Quant4View Quant4Tensor::view() const {
   if (double_quant) {
     view.absmax_codes = absmax_codes.data();
     view.nested_absmax = nested_absmax.data();
-    view.nested_map = DynamicMap8();
+    view.nested_map = nested_map.empty() ? DynamicMap8() : nested_map.data();
     view.nested_offset = nested_offset;
     view.nested_block_size = kNestedBlockSize;
   } else {
@@ -96,7 +96,7 @@ absl::StatusOr<Quant4Tensor> Quantize4Bit(const float* weights, std::int64_t row
     const float inverse = Inverse(absmax);
     for (std::int64_t i = 0; i < count; ++i) scaled[i] = block[i] * inverse;
     Quant4Codes(options.type, scaled.data(), count, codes.data());
-    codes[count] = 0;  // the low nibble of the last byte if the number of elements is odd
+    codes[count] = Quant4Code(options.type, 0.0f);  // the low nibble of the last byte if the number of elements is odd
     std::uint8_t* packed = tensor.packed.data() + begin / 2;
     for (std::int64_t i = 0; i < count; i += 2) {
       packed[i / 2] = static_cast<std::uint8_t>(codes[i] << 4 | codes[i + 1]);
@@ -107,7 +107,7 @@ absl::StatusOr<Quant4Tensor> Quantize4Bit(const float* weights, std::int64_t row
   return tensor;
 }
 
-absl::Status DoubleQuantize(Quant4Tensor* tensor) {
+absl::Status DoubleQuantize(Quant4Tensor* tensor, std::optional<float> offset) {
   const auto num_blocks = static_cast<std::int64_t>(tensor->absmax.size());
   double sum = 0.0;
   for (std::int64_t b = 0; b < num_blocks; ++b) {
@@ -118,13 +118,16 @@ absl::Status DoubleQuantize(Quant4Tensor* tensor) {
     }
     sum += absmax;
   }
-  tensor->nested_offset = num_blocks == 0 ? 0.0f : static_cast<float>(sum / static_cast<double>(num_blocks));
+  const float mean = num_blocks == 0 ? 0.0f : static_cast<float>(sum / static_cast<double>(num_blocks));
+  tensor->nested_offset = offset.value_or(mean);
   for (float& absmax : tensor->absmax) absmax -= tensor->nested_offset;
   tensor->absmax_codes.resize(num_blocks);
   for (std::int64_t begin = 0; begin < num_blocks; begin += kNestedBlockSize) {
     const std::int64_t end = std::min<std::int64_t>(num_blocks, begin + kNestedBlockSize);
     const float nested = MaxMagnitude(tensor->absmax.data() + begin, end - begin);
-    const float inverse = Inverse(nested);
+    // Infinite if all constants are about equal, which makes them NaNs or infinite: codes 0 and 255, as bitsandbytes
+    // has it.
+    const float inverse = 1.0f / nested;
     tensor->nested_absmax.push_back(nested);
     for (std::int64_t b = begin; b < end; ++b) tensor->absmax_codes[b] = DynamicMap8Code(tensor->absmax[b] * inverse);
   }
@@ -159,8 +162,7 @@ absl::Status CheckQuant4View(const Quant4View& view) {
   return absl::OkStatus();
 }
 
-void DequantizeRange(const Quant4View& view, std::int64_t begin, std::int64_t count, float* out,
-                     std::int64_t stride) {
+void DequantizeRange(const Quant4View& view, std::int64_t begin, std::int64_t count, float* out, std::int64_t stride) {
   const float* table = Quant4Table(view.type);
   const std::int64_t end = begin + count;
   std::int64_t e = begin;

@@ -2,11 +2,13 @@
 // The result has the bits that bitsandbytes' quantize_4bit gives for the same float32 weights, with two
 // exceptions: the mean of the constants (nested_offset) is summed in float64, where theirs depends on the
 // device; and in a block of zeros every code is that of zero, as in theirs on CPUs (on GPUs NF4 takes code 0,
-// which double quantization can turn into a small number).
+// which double quantization can turn into a small number). Where its CPU code and its CUDA kernels differ otherwise, it
+// has the bits of the kernels; worker/checkpoint/quant_golden_test.cc lists the cases and checks all others.
 #ifndef QST_KERNELS_QUANT_QUANT4_H_
 #define QST_KERNELS_QUANT_QUANT4_H_
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -29,10 +31,11 @@ struct Quant4Tensor {
   int block_size = 64;
   bool double_quant = false;
   std::vector<std::uint8_t> packed;
-  std::vector<float> absmax;                // without double quantization
-  std::vector<std::uint8_t> absmax_codes;   // with it, as the two below
+  std::vector<float> absmax;               // without double quantization
+  std::vector<std::uint8_t> absmax_codes;  // with it, as the two below
   std::vector<float> nested_absmax;
   float nested_offset = 0.0f;
+  std::vector<float> nested_map;  // [256], of weights that were quantized elsewhere; empty: DynamicMap8
 
   // Valid as long as this tensor is neither changed nor destroyed; moving it keeps views valid.
   Quant4View view() const;
@@ -51,9 +54,9 @@ absl::Status CheckQuant4BlockSize(int block_size);
 absl::StatusOr<Quant4Tensor> Quantize4Bit(const float* weights, std::int64_t rows, std::int64_t cols,
                                           const Quant4Options& options);
 
-// Replaces the constants in `absmax`, made here or on a GPU, by 8-bit codes around their mean.
+// Replaces the constants in `absmax`, made here or on a GPU, by 8-bit codes around `offset`: their mean unless given.
 // Errors kInvalidArgument: a constant that is not finite (its block is named); the tensor is as it was.
-absl::Status DoubleQuantize(Quant4Tensor* tensor);
+absl::Status DoubleQuantize(Quant4Tensor* tensor, std::optional<float> offset = std::nullopt);
 
 // kInvalidArgument unless the view's sizes are sane and the pointers that its kind needs are set.
 absl::Status CheckQuant4View(const Quant4View& view);

@@ -110,7 +110,7 @@ TEST(CodesTest, ManyCodesAtOnceAreThoseOfOneAtATime) {
   }
 }
 
-// FNV-1a over the bits of the map that bitsandbytes' create_dynamic_map gives with PyTorch 1.13 on an AVX2
+// FNV-1a over the bits of the map that bitsandbytes' create_dynamic_map gives with PyTorch 2.9 on an AVX2
 // machine, and a few of its values.
 TEST(CodesTest, DynamicMapHasThePublishedBits) {
   const float* map = DynamicMap8();
@@ -127,7 +127,20 @@ TEST(CodesTest, DynamicMapHasThePublishedBits) {
       hash *= 1099511628211u;
     }
   }
-  EXPECT_EQ(hash, 5911054034942515740u);
+  EXPECT_EQ(hash, 15454086911070985156u);
+}
+
+TEST(CodesTest, DynamicMapOfAnotherMachineIsKnownByItsValues) {
+  std::vector<float> map(DynamicMap8(), DynamicMap8() + 256);
+  EXPECT_TRUE(IsDynamicMap8(map.data()));
+  for (float& value : map) value = std::nextafter(value, value < 0 ? -2.0f : 2.0f);
+  map[127] = 0.0f;
+  EXPECT_TRUE(IsDynamicMap8(map.data()));
+  for (const float bad : {1e-6f, -0.99f, std::numeric_limits<float>::quiet_NaN()}) {
+    std::vector<float> changed = map;
+    changed[127] = bad;
+    EXPECT_FALSE(IsDynamicMap8(changed.data())) << bad;
+  }
 }
 
 TEST(Quantize4BitTest, FlatBlocksAreExact) {

@@ -63,25 +63,17 @@ absl::StatusOr<std::unique_ptr<BitsandbytesWeights>> BitsandbytesWeights::Create
   return weights;
 }
 
-absl::Status BitsandbytesWeights::CheckTable(const std::string& name, const float* expected,
-                                             std::int64_t num_elems) const {
+absl::StatusOr<std::vector<float>> BitsandbytesWeights::ReadTable(const std::string& name,
+                                                                  std::int64_t num_elems) const {
   const TensorInfo* info = source_->Find(name);
   if (info == nullptr) return absl::InvalidArgumentError(absl::StrCat(where_, ": tensor '", name, "' is missing"));
-  std::vector<float> table(static_cast<std::size_t>(num_elems));
   if (info->dtype != DType::kF32 || info->num_elems != num_elems) {
     return absl::InvalidArgumentError(absl::StrCat(where_, ": tensor '", name, "' has ", info->num_elems, " ",
                                                    info->encoding, " elements, need ", num_elems, " F32"));
   }
+  std::vector<float> table(static_cast<std::size_t>(num_elems));
   QST_RETURN_IF_ERROR(source_->ReadFloat(name, 0, num_elems, table.data()));
-  // As numbers: a file may write FP4's second zero without its sign.
-  for (std::int64_t i = 0; i < num_elems; ++i) {
-    const float value = table[static_cast<std::size_t>(i)];
-    if (value == expected[i]) continue;
-    return absl::InvalidArgumentError(absl::StrCat(where_, ": tensor '", name, "': entry ", i, " is ", value,
-                                                   ", in the ", "standard table ", expected[i],
-                                                   ": other tables are not supported; import the original model"));
-  }
-  return absl::OkStatus();
+  return table;
 }
 
 absl::Status BitsandbytesWeights::CheckConstants(const std::string& name, std::int64_t num_elems) const {
@@ -146,9 +138,17 @@ absl::Status BitsandbytesWeights::AddWeight(const std::string& name, const std::
                                                    ", ", state.shape[1], "] in 4 bit that its quant_state speaks of"));
   }
   const std::int64_t num_blocks = CeilDivide(weight.info.num_elems, state.block_size);
-  QST_RETURN_IF_ERROR(CheckTable(name + kQuantMapSuffix, Quant4Table(type), 16));
+  const auto other_table = [&](const char* suffix) {
+    return absl::InvalidArgumentError(absl::StrCat(where_, ": tensor '", name, suffix,
+                                                   "' is not the standard table of ", Quant4TypeName(type),
+                                                   ": import the original model"));
+  };
+  QST_ASSIGN_OR_RETURN(const std::vector<float> table, ReadTable(name + kQuantMapSuffix, 16));
+  // As numbers: files write FP4's second zero without its sign.
+  if (!std::equal(table.begin(), table.end(), Quant4Table(type))) return other_table(kQuantMapSuffix);
   if (state.double_quant) {
-    QST_RETURN_IF_ERROR(CheckTable(name + kNestedQuantMapSuffix, DynamicMap8(), 256));
+    QST_ASSIGN_OR_RETURN(const std::vector<float> nested, ReadTable(name + kNestedQuantMapSuffix, 256));
+    if (!IsDynamicMap8(nested.data())) return other_table(kNestedQuantMapSuffix);
     QST_RETURN_IF_ERROR(CheckConstants(name + kNestedAbsmaxSuffix, CeilDivide(num_blocks, kNestedBlockSize)));
     const TensorInfo* absmax = source_->Find(name + kAbsmaxSuffix);
     if (absmax == nullptr || absmax->dtype != DType::kU8 || absmax->num_elems != num_blocks) {
@@ -202,6 +202,7 @@ absl::StatusOr<Quant4Tensor> BitsandbytesWeights::ReadQuant4(absl::string_view n
   tensor.nested_absmax.resize(static_cast<std::size_t>(num_nested));
   QST_RETURN_IF_ERROR(
       source_->ReadFloat(absl::StrCat(name, kNestedAbsmaxSuffix), 0, num_nested, tensor.nested_absmax.data()));
+  QST_ASSIGN_OR_RETURN(tensor.nested_map, ReadTable(absl::StrCat(name, kNestedQuantMapSuffix), 256));
   return tensor;
 }
 

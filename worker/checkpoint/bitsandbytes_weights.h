@@ -22,9 +22,9 @@ class BitsandbytesWeights : public TensorSource {
   // Whether a source has weights of that kind.
   static bool IsIn(const TensorSource& source);
 
-  // Checks every part of every such weight: sizes against each other, tables against the standard ones, constants for
-  // being finite. `where` names the model.
-  // Errors   kInvalidArgument: parts missing or of the wrong size, other tables, constants that are not finite.
+  // Checks every part of every such weight: sizes against each other, tables against the standard ones (the
+  // table of nested constants but for its last bits: it is taken over), constants for being finite. `where` names the
+  // model. Errors   kInvalidArgument: parts missing or of the wrong size, other tables, constants that are not finite.
   //          kUnimplemented: block sizes other than those of Quant4Options, 8-bit weights. kDataLoss: quant_state
   //          broken.
   static absl::StatusOr<std::unique_ptr<BitsandbytesWeights>> Create(std::unique_ptr<TensorSource> source,
@@ -48,7 +48,7 @@ class BitsandbytesWeights : public TensorSource {
   BitsandbytesWeights(std::unique_ptr<TensorSource> source, std::string where)
       : source_(std::move(source)), where_(std::move(where)) {}
   absl::Status AddWeight(const std::string& name, const std::string& state_name, Quant4Type type);
-  absl::Status CheckTable(const std::string& name, const float* expected, std::int64_t num_elems) const;
+  absl::StatusOr<std::vector<float>> ReadTable(const std::string& name, std::int64_t num_elems) const;
   absl::Status CheckConstants(const std::string& name, std::int64_t num_elems) const;
 
   std::unique_ptr<TensorSource> source_;

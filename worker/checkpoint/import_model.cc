@@ -180,7 +180,7 @@ class WeightFileWriter {
       case Part::kQuantMap:
         return writer_->Append(Quant4Table(quantized.type), num_bytes);
       case Part::kNestedQuantMap:
-        return writer_->Append(DynamicMap8(), num_bytes);
+        return writer_->Append(quantized.view().nested_map, num_bytes);
       case Part::kQuantState: {
         QuantState state;
         state.type = quantized.type;

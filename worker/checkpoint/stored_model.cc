@@ -118,13 +118,9 @@ absl::StatusOr<const float*> StoredModel::FloatArray(const std::string& name, st
   return reinterpret_cast<const float*>(data);
 }
 
-absl::Status StoredModel::CheckMap(const std::string& name, const float* expected, std::int64_t num_elems) const {
-  QST_ASSIGN_OR_RETURN(const float* map, FloatArray(name, num_elems));
-  if (std::memcmp(map, expected, static_cast<std::size_t>(num_elems) * sizeof(float)) != 0) {
-    return absl::DataLossError(
-        absl::StrCat(weights_->path(), ": tensor '", name, "' is not the table of its quantization type"));
-  }
-  return absl::OkStatus();
+absl::Status StoredModel::NotTheTable(absl::string_view name) const {
+  return absl::DataLossError(
+      absl::StrCat(weights_->path(), ": tensor '", name, "' is not the table of its quantization type"));
 }
 
 absl::StatusOr<WeightView> StoredModel::Quantized(absl::string_view name, const std::string& state_name,
@@ -151,7 +147,9 @@ absl::StatusOr<WeightView> StoredModel::Quantized(absl::string_view name, const 
                                             CeilDivide(view.num_elems(), 2), " of U8"));
   }
   const std::string absmax_name = absl::StrCat(name, kAbsmaxSuffix);
-  QST_RETURN_IF_ERROR(CheckMap(absl::StrCat(name, kQuantMapSuffix), Quant4Table(type), 16));
+  const std::string table_name = absl::StrCat(name, kQuantMapSuffix);
+  QST_ASSIGN_OR_RETURN(const float* table, FloatArray(table_name, 16));
+  if (std::memcmp(table, Quant4Table(type), 16 * sizeof(float)) != 0) return NotTheTable(table_name);
   if (state.double_quant) {
     const TensorInfo* codes = weights_->Find(absmax_name);
     if (codes == nullptr || codes->dtype != DType::kU8 || codes->num_elems != view.num_blocks()) {
@@ -162,8 +160,9 @@ absl::StatusOr<WeightView> StoredModel::Quantized(absl::string_view name, const 
     view.absmax_codes = weights_->Raw(absmax_name).data;
     view.nested_block_size = static_cast<int>(state.nested_block_size);
     view.nested_offset = state.nested_offset;
-    QST_RETURN_IF_ERROR(CheckMap(absl::StrCat(name, kNestedQuantMapSuffix), DynamicMap8(), 256));
-    view.nested_map = DynamicMap8();
+    const std::string map_name = absl::StrCat(name, kNestedQuantMapSuffix);
+    QST_ASSIGN_OR_RETURN(view.nested_map, FloatArray(map_name, 256));
+    if (!IsDynamicMap8(view.nested_map)) return NotTheTable(map_name);
     QST_ASSIGN_OR_RETURN(view.nested_absmax, FloatArray(absl::StrCat(name, kNestedAbsmaxSuffix),
                                                         CeilDivide(view.num_blocks(), state.nested_block_size)));
   } else {

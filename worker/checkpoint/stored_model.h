@@ -70,7 +70,7 @@ class StoredModel {
   void CountBytes();
   absl::StatusOr<WeightView> Quantized(absl::string_view name, const std::string& state_name, Quant4Type type) const;
   absl::StatusOr<const float*> FloatArray(const std::string& name, std::int64_t expected_elems) const;
-  absl::Status CheckMap(const std::string& name, const float* expected, std::int64_t num_elems) const;
+  absl::Status NotTheTable(absl::string_view name) const;
   // The name of the quant_state tensor of a weight, empty if it is not quantized; its type in *type.
   std::string QuantStateName(absl::string_view name, Quant4Type* type) const;
 
