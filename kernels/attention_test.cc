@@ -2,6 +2,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -114,6 +115,80 @@ TEST_P(AttentionTest, MatchesReference) {
       EXPECT_TRUE(IsClose(actual.log_sum_exp, expected.log_sum_exp, Tolerance(shape.head_dim)));
     }
   }
+}
+
+// Windows of one key, within a block, of a block and more than a sequence has.
+TEST_P(AttentionTest, WindowsMatchReference) {
+  for (AttentionShape shape : Shapes()) {
+    for (const std::int64_t window : {1, 5, 64, 70, 1000}) {
+      SCOPED_TRACE(::testing::Message() << shape.num_heads << "/" << shape.num_kv_heads << " x " << shape.head_dim
+                                        << ", window " << window);
+      shape.window = window;
+      for (const auto& [q_offsets, k_offsets] :
+           {std::pair<Indices, Indices>{{0, 1, 1, 8, 71, 203}, {0, 1, 1, 8, 71, 203}},
+            std::pair<Indices, Indices>{{0, 1, 6, 6, 20}, {0, 150, 155, 155, 240}}}) {
+        const Operands x(shape, q_offsets.back(), k_offsets.back(), 27);
+        const AttentionResult expected = ReferenceAttention(shape, x.q, x.k, x.v, q_offsets, k_offsets);
+        const Forward actual(Context(), shape, x.q, x.k, x.v, q_offsets, k_offsets);
+        QST_ASSERT_OK(actual.status);
+        EXPECT_TRUE(IsClose(actual.out, expected.out, 4.0 * Tolerance(shape.head_dim)));
+        EXPECT_TRUE(IsClose(actual.log_sum_exp, expected.log_sum_exp, Tolerance(shape.head_dim)));
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, WindowsDecodedOneByOneGiveThePrefillsBits) {
+  for (AttentionShape shape : {Shape(9, 3, 4), Shape(9, 3, 64), Shape(3, 3, 17)}) {
+    shape.window = 21;
+    constexpr std::int32_t kLength = 90;
+    const Operands x(shape, kLength, kLength, 28);
+    const Indices whole = {0, kLength};
+    const Forward prefill(Context(), shape, x.q, x.k, x.v, whole, whole);
+    for (const std::int32_t chunk : {7, 50}) {
+      for (std::int32_t begin = 0; begin < kLength; begin += chunk) {
+        const std::int32_t end = std::min(kLength, begin + chunk);
+        const Forward part(Context(), shape, RowsOf(x.q, begin, end), RowsOf(x.k, 0, end), RowsOf(x.v, 0, end),
+                           {0, end - begin}, {0, end});
+        QST_ASSERT_OK(part.status);
+        ASSERT_EQ(part.out.Bits(), prefill.out.Bits(begin, end)) << "from " << begin;
+      }
+    }
+  }
+}
+
+TEST_P(AttentionTest, KeysBeforeTheWindowAreNeverRead) {
+  for (AttentionShape shape : Shapes()) {
+    shape.window = 30;
+    constexpr std::int32_t kLength = 130;
+    constexpr std::int64_t kPoisoned = 81;
+    Operands x(shape, kLength, kLength, 29);
+    const Indices whole = {0, kLength};
+    const Forward clean(Context(), shape, x.q, x.k, x.v, whole, whole);
+    for (std::int64_t i = 0; i < kPoisoned; ++i) {
+      for (std::int64_t j = 0; j < x.k.cols; ++j) {
+        x.k.at(i, j) = std::numeric_limits<double>::quiet_NaN();
+        x.v.at(i, j) = std::numeric_limits<double>::infinity();
+      }
+    }
+    const Forward poisoned(Context(), shape, x.q, x.k, x.v, whole, whole);
+    const std::int64_t first_clean = kPoisoned + shape.window - 1;
+    EXPECT_EQ(poisoned.out.Bits(first_clean, kLength), clean.out.Bits(first_clean, kLength));
+    for (const double value : RowsOf(poisoned.out.ToDouble(), first_clean - 1, first_clean).values) {
+      EXPECT_TRUE(std::isnan(value));
+    }
+  }
+}
+
+TEST_P(AttentionTest, WindowsAreRefusedWhereTheyAreNotComputed) {
+  AttentionShape shape = Shape(2, 1, 8);
+  shape.window = -1;
+  const Operands x(shape, 5, 5, 30);
+  EXPECT_THAT(Forward(Context(), shape, x.q, x.k, x.v, {0, 5}, {0, 5}).status,
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("window is -1")));
+  shape.window = 2;
+  EXPECT_THAT(Backward(Context(), shape, x, {0, 5}).status,
+              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("window of 2")));
 }
 
 TEST_P(AttentionTest, BackwardMatchesReference) {
@@ -297,6 +372,37 @@ TEST_P(AttentionTest, RefusesOperandsThatDisagree) {
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("sequence 0 has 3 queries, but only 2 keys")));
 }
 
+TEST_P(AttentionTest, HalfPrecisionWindowsMatchReference) {
+  if (!IsCuda()) GTEST_SKIP() << "the CPU backend computes attention in f32";
+  constexpr std::int32_t kLength = 150;
+  for (AttentionShape shape : {Shape(6, 2, 64), Shape(4, 2, 32), Shape(2, 2, 128), Shape(4, 1, 80), Shape(1, 1, 256)}) {
+    for (const std::int64_t window : {1, 40, 64, 100}) {
+      SCOPED_TRACE(::testing::Message() << shape.num_heads << "/" << shape.num_kv_heads << " x " << shape.head_dim
+                                        << ", window " << window);
+      shape.window = window;
+      const Operands x(shape, kLength, kLength, 31);
+      const Indices whole = {0, kLength};
+      const AttentionResult expected = ReferenceAttention(shape, Rounded(x.q, DType::kBF16), Rounded(x.k, DType::kBF16),
+                                                          Rounded(x.v, DType::kBF16), whole, whole);
+      const auto run = [&](std::int32_t begin, std::int32_t end) {
+        TestMatrix out(end - begin, x.q.cols, DType::kBF16, 0, TestStart::kAligned);
+        QST_EXPECT_OK(Attention(Context(), shape,
+                                TestMatrix(RowsOf(x.q, begin, end), DType::kBF16, 0, TestStart::kAligned),
+                                TestMatrix(RowsOf(x.k, 0, end), DType::kBF16, 0, TestStart::kAligned),
+                                TestMatrix(RowsOf(x.v, 0, end), DType::kBF16, 0, TestStart::kAligned),
+                                View({0, end - begin}), View({0, end}), out, nullptr));
+        return out;
+      };
+      const TestMatrix out = run(0, kLength);
+      EXPECT_TRUE(IsClose(out, expected.out, 3.0 * RoundingError(DType::kBF16)));
+      // The same bits, however the rows are cut.
+      for (const auto& [begin, end] : {std::pair<std::int32_t, std::int32_t>{149, 150}, {63, 110}}) {
+        EXPECT_EQ(run(begin, end).Bits(), out.Bits(begin, end)) << begin << " to " << end;
+      }
+    }
+  }
+}
+
 // Heads of every width in half precision: what rounding the operands and the result leaves of the reference.
 TEST_P(AttentionTest, HalfPrecisionMatchesReference) {
   if (!IsCuda()) GTEST_SKIP() << "the CPU backend computes attention in f32";
@@ -338,11 +444,11 @@ TEST_P(AttentionTest, HalfPrecisionRowsDependOnTheirPastAlone) {
     const Operands x(shape, kLength, kLength, 26);
     const auto run = [&](std::int64_t q_begin, std::int64_t end, const Indices& q_offsets, const Indices& k_offsets) {
       TestMatrix out(end - q_begin, x.q.cols, DType::kBF16, 0, TestStart::kAligned);
-      QST_EXPECT_OK(Attention(
-          Context(), shape, TestMatrix(RowsOf(x.q, q_begin, end), DType::kBF16, 0, TestStart::kAligned),
-          TestMatrix(RowsOf(x.k, 0, end), DType::kBF16, 0, TestStart::kAligned),
-          TestMatrix(RowsOf(x.v, 0, end), DType::kBF16, 0, TestStart::kAligned), View(q_offsets), View(k_offsets), out,
-          nullptr));
+      QST_EXPECT_OK(Attention(Context(), shape,
+                              TestMatrix(RowsOf(x.q, q_begin, end), DType::kBF16, 0, TestStart::kAligned),
+                              TestMatrix(RowsOf(x.k, 0, end), DType::kBF16, 0, TestStart::kAligned),
+                              TestMatrix(RowsOf(x.v, 0, end), DType::kBF16, 0, TestStart::kAligned), View(q_offsets),
+                              View(k_offsets), out, nullptr));
       return out;
     };
     const TestMatrix whole = run(0, kLength, {0, kLength}, {0, kLength});

@@ -13,8 +13,8 @@
 //     uploads indices has checked them; one out of range is undefined behaviour;
 //   - an op that fails while it runs is reported by a later call on the stream (cuda::Synchronize at the latest).
 // Dtypes: f32 unless said. On CUDA these may also be bf16 or f16: x and y of a norm; x of Rotary; y of Linear; the
-// matrices of attention; both operands of AddInto; a, b and out of GateMix, each f32 or one and the same 16-bit type; the
-// result of EmbeddingLookup, GatherRows and PoolColumns, if it has the type of what it comes from; the operands of
+// matrices of attention; both operands of AddInto; a, b and out of GateMix, each f32 or one and the same 16-bit type;
+// the result of EmbeddingLookup, GatherRows and PoolColumns, if it has the type of what it comes from; the operands of
 // Activate, SwiGlu and their backward ops, if all have one type. Arithmetic is float32 all the same and rounds once,
 // when it stores. Parameters, statistics and all other gradients are f32.
 // Errors: kInvalidArgument for shapes or dtypes that disagree (message says which), kUnimplemented for a dtype or
@@ -47,9 +47,8 @@ struct SequenceOffsets {
                                   const ConstMatrixView& bias, const MatrixView& y, bool accumulate);
 
 // grad_x[T, k] (+)= grad_y[T, n] W[n, k]. Weight dtypes as in Linear.
-[[nodiscard]] absl::Status LinearBackwardInput(const OpContext& ctx, const ConstMatrixView& grad_y,
-                                               const WeightView& w, const MatrixView& grad_x,
-                                               bool accumulate);
+[[nodiscard]] absl::Status LinearBackwardInput(const OpContext& ctx, const ConstMatrixView& grad_y, const WeightView& w,
+                                               const MatrixView& grad_x, bool accumulate);
 
 // grad_w[n, k] (+)= grad_y[T, n]^T x[T, k]; grad_bias[1, n] (+)= sum over T of grad_y, if not empty.
 // x f32, f16 or bf16. Sums run over T in ascending order.
@@ -84,8 +83,8 @@ struct SequenceOffsets {
                                      float* inv_std);
 // grad_weight and grad_bias accumulate, and are skipped if empty.
 [[nodiscard]] absl::Status LayerNormBackward(const OpContext& ctx, const ConstMatrixView& grad_y,
-                                             const ConstMatrixView& x, const ConstMatrixView& weight,
-                                             const float* mean, const float* inv_std, const MatrixView& grad_x,
+                                             const ConstMatrixView& x, const ConstMatrixView& weight, const float* mean,
+                                             const float* inv_std, const MatrixView& grad_x,
                                              const MatrixView& grad_weight, const MatrixView& grad_bias,
                                              bool accumulate);
 
@@ -107,16 +106,19 @@ struct AttentionShape {
   std::int64_t num_kv_heads = 0;  // divides num_heads
   std::int64_t head_dim = 0;      // any width >= 1; 4, 5 and 8 (side network) as fast as 64
   float scale = 0.0f;             // usually 1 / sqrt(head_dim)
+  std::int64_t window = 0;        // a query sees the last so many keys, its own included; 0: all. Forward only
 };
 // q [Tq, num_heads * head_dim], k and v [Tk, num_kv_heads * head_dim], out as q. Query row i of sequence s
 // (0-based inside the sequence) sees key rows 0 ... Lk(s) - Lq(s) + i: equal offsets give plain causal
-// attention; longer key sequences are a KV cache. kInvalidArgument if Lk(s) < Lq(s).
+// attention; longer key sequences are a KV cache. A window leaves the last `window` of these. kInvalidArgument if
+// Lk(s) < Lq(s).
 // log_sum_exp [Tq, num_heads] is filled if not null; the backward op needs it.
 [[nodiscard]] absl::Status Attention(const OpContext& ctx, const AttentionShape& shape, const ConstMatrixView& q,
                                      const ConstMatrixView& k, const ConstMatrixView& v,
                                      const SequenceOffsets& q_offsets, const SequenceOffsets& k_offsets,
                                      const MatrixView& out, float* log_sum_exp);
-// Same offsets for queries and keys. Overwrites grad_q, grad_k, grad_v. Probabilities are recomputed.
+// Same offsets for queries and keys. Overwrites grad_q, grad_k, grad_v. Probabilities are recomputed. kUnimplemented
+// with a window, which only frozen layers have.
 [[nodiscard]] absl::Status AttentionBackward(const OpContext& ctx, const AttentionShape& shape,
                                              const ConstMatrixView& grad_out, const ConstMatrixView& q,
                                              const ConstMatrixView& k, const ConstMatrixView& v,

@@ -21,7 +21,8 @@ absl::Status CheckOffsetsOn(absl::string_view op, absl::string_view name, bool i
                             std::int64_t rows) {
   if (!is_cuda) return CheckOffsets(op, name, offsets, rows);
   if (offsets.num < 0 || (offsets.num == 0 && rows > 0)) {
-    return absl::InvalidArgumentError(absl::StrCat(op, ": ", name, " has ", offsets.num, " sequences for ", rows, " rows"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(op, ": ", name, " has ", offsets.num, " sequences for ", rows, " rows"));
   }
   return CheckPointer(op, name, offsets.offsets, rows);
 }
@@ -31,6 +32,9 @@ absl::Status CheckAttentionShape(absl::string_view op, const AttentionShape& sha
     return absl::InvalidArgumentError(absl::StrCat(op, ": num_heads ", shape.num_heads, ", num_kv_heads ",
                                                    shape.num_kv_heads, ", head_dim ", shape.head_dim,
                                                    ": each must be at least 1"));
+  }
+  if (shape.window < 0) {
+    return absl::InvalidArgumentError(absl::StrCat(op, ": window is ", shape.window, ", must not be negative"));
   }
   if (shape.num_heads % shape.num_kv_heads != 0) {
     return absl::InvalidArgumentError(
@@ -81,6 +85,10 @@ absl::Status AttentionBackward(const OpContext& ctx, const AttentionShape& shape
   constexpr char kOp[] = "AttentionBackward";
   QST_ASSIGN_OR_RETURN(const bool is_cuda, IsCuda(kOp, ctx));
   QST_RETURN_IF_ERROR(CheckAttentionShape(kOp, shape));
+  if (shape.window != 0) {
+    return absl::UnimplementedError(
+        absl::StrCat(kOp, ": a window of ", shape.window, " keys; only forward has windows"));
+  }
   const std::int64_t rows = q.rows;
   const std::int64_t q_cols = shape.num_heads * shape.head_dim;
   const std::int64_t kv_cols = shape.num_kv_heads * shape.head_dim;

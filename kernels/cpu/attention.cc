@@ -27,14 +27,16 @@ void RunAttention(const AttentionTask& t, float* scratch) {
     const std::int64_t head = row % t.group;
     const float* q = t.q + position * t.q_ld + head * d;
     const std::int64_t num_keys = t.num_keys + position;
+    const std::int64_t first_key = t.window == 0 ? 0 : std::max<std::int64_t>(0, num_keys - t.window);
     float max = -std::numeric_limits<float>::infinity();
     float sum = 0.0f;
     std::fill_n(acc, d, 0.0f);
-    for (std::int64_t first = 0; first < num_keys; first += kKeyBlock) {
+    for (std::int64_t first = first_key / kKeyBlock * kKeyBlock; first < num_keys; first += kKeyBlock) {
       const std::int64_t n = std::min(kKeyBlock, num_keys - first);
+      const std::int64_t begin = std::max<std::int64_t>(0, first_key - first);
       float p[kKeyBlock];
       float new_max = max;
-      for (std::int64_t j = 0; j < n; ++j) {
+      for (std::int64_t j = begin; j < n; ++j) {
         const float* k = t.k + (first + j) * t.k_ld;
         float dot = 0.0f;
         for (std::int64_t c = 0; c < d; ++c) dot += q[c] * k[c];
@@ -45,7 +47,7 @@ void RunAttention(const AttentionTask& t, float* scratch) {
       max = new_max;
       sum *= correction;
       for (std::int64_t c = 0; c < d; ++c) acc[c] *= correction;
-      for (std::int64_t j = 0; j < n; ++j) {
+      for (std::int64_t j = begin; j < n; ++j) {
         const float* v = t.v + (first + j) * t.v_ld;
         const float weight = std::exp(p[j] - max);
         sum += weight;
@@ -180,6 +182,7 @@ void Attention(const Exec& exec, const AttentionShape& shape, const ConstMatrixV
     t.group = group;
     t.head_dim = d;
     t.scale = shape.scale;
+    t.window = shape.window;
     exec.use_avx2 ? avx2::RunAttention(t, scratch) : portable::RunAttention(t, scratch);
   });
 }

@@ -23,12 +23,18 @@ bool IsNarrow(std::int64_t head_dim) { return head_dim <= kNarrow; }
 // Floats of one row's accumulator.
 std::int64_t AccWidth(std::int64_t head_dim) { return IsNarrow(head_dim) ? 8 * head_dim : RoundUp(head_dim, 16); }
 
-// acc[d][8 lanes] += p[0 ... n) times values[d][kKeyBlock], key j in lane j % 8. D columns at a time.
+// acc[d][8 lanes] += p[begin ... n) times values[d][kKeyBlock], key j in lane j % 8. D columns at a time.
 template <int D>
-void AddValuesByLane(const float* p, const float* values, std::int64_t n, float* acc) {
+void AddValuesByLane(const float* p, const float* values, std::int64_t begin, std::int64_t n, float* acc) {
   __m256 sum[D];
   for (int c = 0; c < D; ++c) sum[c] = _mm256_load_ps(acc + 8 * c);
-  std::int64_t j = 0;
+  std::int64_t j = begin / 8 * 8;
+  if (j < begin) {
+    const __m256i mask = _mm256_andnot_si256(LaneMask(begin - j), LaneMask(n - j < 8 ? n - j : 8));
+    const __m256 weight = Load(p + j, mask);
+    for (int c = 0; c < D; ++c) sum[c] = _mm256_fmadd_ps(weight, Load(values + c * kKeyBlock + j, mask), sum[c]);
+    j += 8;
+  }
   for (; j + 8 <= n; j += 8) {
     const __m256 weight = _mm256_load_ps(p + j);
     for (int c = 0; c < D; ++c) {
@@ -44,23 +50,24 @@ void AddValuesByLane(const float* p, const float* values, std::int64_t n, float*
 }
 
 // The same for all columns, eight at a time and then the rest.
-void AddNarrowValues(std::int64_t d, const float* p, const float* values, std::int64_t n, float* acc) {
-  for (; d >= 8; d -= 8, values += 8 * kKeyBlock, acc += 64) AddValuesByLane<8>(p, values, n, acc);
+void AddNarrowValues(std::int64_t d, const float* p, const float* values, std::int64_t begin, std::int64_t n,
+                     float* acc) {
+  for (; d >= 8; d -= 8, values += 8 * kKeyBlock, acc += 64) AddValuesByLane<8>(p, values, begin, n, acc);
   switch (d) {
     case 1:
-      return AddValuesByLane<1>(p, values, n, acc);
+      return AddValuesByLane<1>(p, values, begin, n, acc);
     case 2:
-      return AddValuesByLane<2>(p, values, n, acc);
+      return AddValuesByLane<2>(p, values, begin, n, acc);
     case 3:
-      return AddValuesByLane<3>(p, values, n, acc);
+      return AddValuesByLane<3>(p, values, begin, n, acc);
     case 4:
-      return AddValuesByLane<4>(p, values, n, acc);
+      return AddValuesByLane<4>(p, values, begin, n, acc);
     case 5:
-      return AddValuesByLane<5>(p, values, n, acc);
+      return AddValuesByLane<5>(p, values, begin, n, acc);
     case 6:
-      return AddValuesByLane<6>(p, values, n, acc);
+      return AddValuesByLane<6>(p, values, begin, n, acc);
     case 7:
-      return AddValuesByLane<7>(p, values, n, acc);
+      return AddValuesByLane<7>(p, values, begin, n, acc);
     default:
       return;
   }
@@ -115,22 +122,38 @@ void Tile(const AttentionTask& t, const Rows& rows, std::int64_t row, std::int64
           const float* values) {
   const std::int64_t d = t.head_dim;
   const std::int64_t width = AccWidth(d);
-  std::int64_t n[R];  // keys of this block that each row sees; never falls from row to row
+  // Each row sees keys [begin, n) of this block. Without a window n never falls from row to row.
+  std::int64_t begin[R];
+  std::int64_t n[R];
+  std::int64_t most = 0;
+  bool begins_late = false;
   for (int r = 0; r < R; ++r) {
     const std::int64_t visible = t.num_keys + (row + r) / t.group - first;
     n[r] = visible < 0 ? 0 : visible > kKeyBlock ? kKeyBlock : visible;
+    begin[r] = t.window == 0 || visible <= t.window ? 0 : visible - t.window;
+    begins_late = begins_late || begin[r] > 0;
+    if (begin[r] >= n[r]) begin[r] = n[r] = 0;
+    if (n[r] > most) most = n[r];
   }
-  if (n[R - 1] == 0) return;
+  if (most == 0) return;
   alignas(32) float scores[R * kKeyBlock];
-  Scores<R>(rows.q + row * d, d, d, keys, n[R - 1], scores);
+  Scores<R>(rows.q + row * d, d, d, keys, most, scores);
   for (int r = 0; r < R; ++r) {
     if (n[r] == 0) continue;
+    // Their weights are 0.
+    for (std::int64_t j = 0; j < begin[r]; ++j) scores[r * kKeyBlock + j] = -__builtin_inff();
     OnlineSoftmax(n[r], width, scores + r * kKeyBlock, rows.max + row + r, rows.sum + row + r,
                   rows.acc + (row + r) * width);
   }
   float* acc = rows.acc + row * width;
   if (IsNarrow(d)) {
-    for (int r = 0; r < R; ++r) AddNarrowValues(d, scores + r * kKeyBlock, values, n[r], acc + r * width);
+    for (int r = 0; r < R; ++r) AddNarrowValues(d, scores + r * kKeyBlock, values, begin[r], n[r], acc + r * width);
+    return;
+  }
+  if (begins_late) {
+    for (int r = 0; r < R; ++r) {
+      AddProducts<1>(scores + r * kKeyBlock, kKeyBlock, 1, values, width, begin[r], n[r], acc + r * width);
+    }
     return;
   }
   AddProducts<R>(scores, kKeyBlock, 1, values, width, 0, n[0], acc);
@@ -169,7 +192,8 @@ void RunAttention(const AttentionTask& t, float* scratch) {
   for (std::int64_t i = 0; i < num_rows * width; i += 8) _mm256_store_ps(rows.acc + i, _mm256_setzero_ps());
 
   const std::int64_t all_keys = t.num_keys + t.num_positions - 1;
-  for (std::int64_t first = 0; first < all_keys; first += kKeyBlock) {
+  const std::int64_t first_key = t.window == 0 || t.num_keys <= t.window ? 0 : t.num_keys - t.window;
+  for (std::int64_t first = first_key / kKeyBlock * kKeyBlock; first < all_keys; first += kKeyBlock) {
     const std::int64_t n = all_keys - first < kKeyBlock ? all_keys - first : kKeyBlock;
     Transpose(t.k + first * t.k_ld, t.k_ld, n, d, keys, kKeyBlock);
     if (IsNarrow(d)) {

@@ -29,6 +29,7 @@ struct AttentionTask {
   std::int64_t group;     // query heads in the task
   std::int64_t head_dim;
   float scale;
+  std::int64_t window;  // the last so many of these keys are seen; 0: all
 };
 
 // Backward work of one thread: one query head of one sequence. Pointers are to row 0 of the sequence.

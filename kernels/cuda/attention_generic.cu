@@ -1,5 +1,5 @@
-// Attention of any width up to 256 in float32 from end to end: a warp a row, whose lanes share the channels of a head. Not
-// fast; it serves what the other kernels do not: float32 backbones, and side networks with wide heads.
+// Attention of any width up to 256 in float32 from end to end: a warp a row, whose lanes share the channels of a head.
+// Not fast; it serves what the other kernels do not: float32 backbones, and side networks with wide heads.
 //
 // A row takes its keys one after the other, in ascending order, so its bits depend on its own sequence alone.
 #include <cuda_runtime.h>
@@ -29,6 +29,7 @@ struct GenericParameters {
   int group;  // query heads a key head
   int width;
   float scale;
+  int window;          // keys that a row sees, 0: all before it
   float* log_sum_exp;  // [T, num_heads]
   const float* read_log_sum_exp;
 };
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) GenericForwardKernel(Generi
   const int seen = place.num_keys - place.num_queries + place.row + 1;
   float row_max = -INFINITY;
   float row_sum = 0.0f;
-  for (int j = 0; j < seen; ++j) {
+  for (int j = p.window == 0 ? 0 : max(0, seen - p.window); j < seen; ++j) {
     LaneVector<E> k, v;
     k.Load(p.k, place.k_begin + j, kv_head, p.width);
     v.Load(p.v, place.k_begin + j, kv_head, p.width);
@@ -193,13 +194,14 @@ GenericParameters CommonParameters(const AttentionShape& shape, const ConstMatri
   p.group = static_cast<int>(shape.num_heads / shape.num_kv_heads);
   p.width = static_cast<int>(shape.head_dim);
   p.scale = shape.scale;
+  p.window = WindowOf(shape);
   return p;
 }
 
 LaunchShape ShapeFor(std::int64_t num_tokens, std::int64_t num_sequences, std::int64_t heads) {
   LaunchShape shape;
-  shape.grid = dim3(static_cast<unsigned>(NumTileSlots(num_tokens, 1, kRows, num_sequences)),
-                    static_cast<unsigned>(heads));
+  shape.grid =
+      dim3(static_cast<unsigned>(NumTileSlots(num_tokens, 1, kRows, num_sequences)), static_cast<unsigned>(heads));
   shape.block = dim3(kThreads);
   return shape;
 }

@@ -1,6 +1,6 @@
-// Attention of narrow heads (side network): a thread a row, whose vectors stay in its registers; tiles of keys and values,
-// or of queries, in shared memory, read by all rows of the block at once. Nothing of size T x T is stored: backward
-// computes the probabilities again from log_sum_exp.
+// Attention of narrow heads (side network): a thread a row, whose vectors stay in its registers; tiles of keys and
+// values, or of queries, in shared memory, read by all rows of the block at once. Nothing of size T x T is stored:
+// backward computes the probabilities again from log_sum_exp.
 //
 // Rows beyond what a row may see are never multiplied in. Keys are counted in tiles from the start of the sequence, and
 // every sum runs in ascending order, so a row's bits depend on its own sequence alone.
@@ -21,7 +21,7 @@ namespace {
 constexpr int kRows = 128;  // of a block: one a thread
 // At least so many blocks on a multiprocessor at a time: registers enough for 16 channels, without spilling.
 constexpr int kBlocks = 4;
-constexpr int kTile = 64;   // rows in shared memory at a time
+constexpr int kTile = 64;  // rows in shared memory at a time
 // Scores that are turned into probabilities together: the running maximum is brought up to date once for all.
 constexpr int kChunk = 8;
 
@@ -34,9 +34,10 @@ struct NarrowParameters {
   int group;  // query heads a key head
   int width;
   float scale;
-  float* log_sum_exp;         // [T, num_heads]
+  int window;          // keys that a row sees, 0: all before it
+  float* log_sum_exp;  // [T, num_heads]
   const float* read_log_sum_exp;
-  float* grad_dot;            // [T, num_heads], dot(grad_out, out)
+  float* grad_dot;  // [T, num_heads], dot(grad_out, out)
 };
 
 // A row's vector of a head, in registers; channels from `width` on are zero.
@@ -93,6 +94,9 @@ __global__ void __launch_bounds__(kRows, kBlocks) NarrowForwardKernel(NarrowPara
   const int past = num_keys - num_queries;
   const int num_seen = is_row ? past + row + 1 : 0;
   const int block_keys = past + min(first_row + kRows, num_queries);
+  // The first that they see.
+  const int first_seen = p.window == 0 ? 0 : max(0, num_seen - p.window);
+  const int first_key = p.window == 0 ? 0 : max(0, past + first_row + 1 - p.window);
 
   const float scale_log2 = p.scale * kLog2E;
   float q[W] = {};
@@ -100,19 +104,20 @@ __global__ void __launch_bounds__(kRows, kBlocks) NarrowForwardKernel(NarrowPara
   if (is_row) LoadVector<W>(p.q, q_begin + row, head, p.width, q);
   float row_max = -INFINITY;
   float row_sum = 0.0f;
-  for (int begin = 0; begin < block_keys; begin += kTile) {
+  for (int begin = first_key / kTile * kTile; begin < block_keys; begin += kTile) {
     const int count = min(kTile, num_keys - begin);
     __syncthreads();
     LoadTile<W>(p.k, k_begin + begin, count, kv_head, p.width, keys);
     LoadTile<W>(p.v, k_begin + begin, count, kv_head, p.width, values);
     __syncthreads();
     const int seen = min(count, num_seen - begin);
-    for (int j = 0; j < seen; j += kChunk) {
+    const int hidden = max(0, first_seen - begin);
+    for (int j = hidden / kChunk * kChunk; j < seen; j += kChunk) {
       float scores[kChunk];
       float chunk_max = row_max;
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
-        scores[i] = j + i < seen ? Dot<W>(q, keys[j + i]) * scale_log2 : -INFINITY;
+        scores[i] = j + i >= hidden && j + i < seen ? Dot<W>(q, keys[j + i]) * scale_log2 : -INFINITY;
         chunk_max = fmaxf(chunk_max, scores[i]);
       }
       // All scores so far may be minus infinity; then nothing is there to rescale.
@@ -123,7 +128,7 @@ __global__ void __launch_bounds__(kRows, kBlocks) NarrowForwardKernel(NarrowPara
       row_max = chunk_max;
 #pragma unroll
       for (int i = 0; i < kChunk; ++i) {
-        if (j + i < seen) {
+        if (j + i >= hidden && j + i < seen) {
           const float weight = Exp2(scores[i] - row_max);
           row_sum += weight;
 #pragma unroll
@@ -264,13 +269,14 @@ NarrowParameters CommonParameters(const AttentionShape& shape, const ConstMatrix
   p.group = static_cast<int>(shape.num_heads / shape.num_kv_heads);
   p.width = static_cast<int>(shape.head_dim);
   p.scale = shape.scale;
+  p.window = WindowOf(shape);
   return p;
 }
 
 LaunchShape ShapeFor(std::int64_t num_tokens, std::int64_t num_sequences, std::int64_t heads) {
   LaunchShape shape;
-  shape.grid = dim3(static_cast<unsigned>(NumTileSlots(num_tokens, 1, kRows, num_sequences)),
-                    static_cast<unsigned>(heads));
+  shape.grid =
+      dim3(static_cast<unsigned>(NumTileSlots(num_tokens, 1, kRows, num_sequences)), static_cast<unsigned>(heads));
   shape.block = dim3(kRows);
   return shape;
 }

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/numeric.cuh"
+#include "kernels/ops.h"
 #include "kernels/tensor.h"
 
 namespace qst {
@@ -46,9 +47,7 @@ struct Tile {
 __device__ __forceinline__ Tile FindTile(const std::int32_t* offsets, int num_sequences, int rows_per_token,
                                          int tile_rows, std::int64_t slot) {
   const int lane = threadIdx.x % kWarpSize;
-  const auto first_slot = [&](int s) {
-    return static_cast<std::int64_t>(offsets[s]) * rows_per_token / tile_rows + s;
-  };
+  const auto first_slot = [&](int s) { return static_cast<std::int64_t>(offsets[s]) * rows_per_token / tile_rows + s; };
   // The last sequence of [first, first + count) that begins at or before the slot, found 32 candidates at a time.
   int first = 0;
   int count = num_sequences;
@@ -60,6 +59,12 @@ __device__ __forceinline__ Tile FindTile(const std::int32_t* offsets, int num_se
     count = min(step, count - last * step);
   }
   return Tile{first, (slot - first_slot(first)) * tile_rows};
+}
+
+// Windows beyond what rows are counted in are none.
+inline int WindowOf(const AttentionShape& shape) {
+  constexpr std::int64_t kNone = std::int64_t{1} << 31;
+  return shape.window < kNone ? static_cast<int>(shape.window) : 0;
 }
 
 // ---- Operands -------------------------------------------------------------------------------------

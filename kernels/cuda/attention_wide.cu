@@ -57,6 +57,7 @@ struct WideParameters {
   int width;
   float scale;
   float scale_log2;  // for powers of 2
+  int window;        // keys that a row sees, in windowed kernels
 };
 
 // The same number, of which the compiler does not know: what is computed from it is computed each time, not kept in
@@ -68,8 +69,8 @@ __device__ __forceinline__ int Recomputed(int x) {
   return x;
 }
 
-// Rows [0, kRows) of a head to shared memory: row i + j begins at row_of(i, j), where j is known when compiled. Rows from
-// num_rows on are zero, and so is what pads a head.
+// Rows [0, kRows) of a head to shared memory: row i + j begins at row_of(i, j), where j is known when compiled. Rows
+// from num_rows on are zero, and so is what pads a head.
 template <int kRows, int kWidth, typename T, typename RowOf>
 __device__ __forceinline__ void LoadTile(int num_rows, int width, T* tile, const RowOf& row_of) {
   constexpr int kStride = kWidth + kChunk;
@@ -119,8 +120,9 @@ __device__ __forceinline__ void StoreRow(int width, bool is_row, Out* row, const
 // For each row: with running maximum m, sum l and weighted values a, over tiles of keys from the sequence's first on,
 //   m' = max(m, max s);  l = l 2^(c (m - m')) + sum 2^(c (s - m'));  a = a 2^(c (m - m')) + sum 2^(c (s - m')) v
 // where s = q k and c = scale / ln 2. A row's arithmetic depends neither on other rows nor on how rows are cut into
-// tiles. Weights of keys that a row does not see are 0.
-template <typename T, int kWidth, int kRowSteps>
+// tiles. Weights of keys that a row does not see are 0. With a window the tiles begin at the first that a row of the
+// block sees; those of its keys that other rows do not see change none of their bits.
+template <typename T, int kWidth, int kRowSteps, bool kIsWindowed>
 __global__ void __launch_bounds__(kThreads, 2) WideKernel(const WideParameters<T> p) {
   using G = Geometry<kWidth, kRowSteps>;
   constexpr int kStride = G::kStride;
@@ -154,6 +156,7 @@ __global__ void __launch_bounds__(kThreads, 2) WideKernel(const WideParameters<T
   }
   __syncthreads();
   const int num_keys = limits[G::kRows - 1] + 1;
+  const int begin_key = kIsWindowed ? max(0, limits[0] + 1 - p.window) / G::kKeys * G::kKeys : 0;
 
   const T* const q = p.q + blockIdx.y * p.group * p.width;
   const T* const k = p.k + blockIdx.y * p.width;
@@ -168,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, 2) WideKernel(const WideParameters<T
   LoadTile<G::kRows, kWidth>(num_rows, p.width, q_tile, [&](int i, int j) {
     return q + static_cast<std::int64_t>(tokens[i + j]) * p.q_ld + max(heads[i + j], 0) * p.width;
   });
-  load_rows(k, p.k_ld, 0, k_tile);
+  load_rows(k, p.k_ld, begin_key, k_tile);
 
   const int lane = threadIdx.x % kWarpSize;
   const int warp_row = threadIdx.x / kWarpSize * G::kWarpRows;
@@ -200,7 +203,7 @@ __global__ void __launch_bounds__(kThreads, 2) WideKernel(const WideParameters<T
       row_sum[r][h] = 0.0f;
     }
   }
-  for (int first_key = 0; first_key < num_keys; first_key += G::kKeys) {
+  for (int first_key = begin_key; first_key < num_keys; first_key += G::kKeys) {
     CopyAsyncWait<0>();
     __syncthreads();  // The keys are there, and the values' place is free.
     load_rows(v, p.v_ld, first_key, v_tile);
@@ -255,6 +258,23 @@ __global__ void __launch_bounds__(kThreads, 2) WideKernel(const WideParameters<T
       }
     }
 
+    if constexpr (kIsWindowed) {
+#pragma unroll
+      for (int r = 0; r < kRowSteps; ++r) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int first_seen = limits[warp_row + r * 16 + h * 8 + lane / 4] + 1 - p.window - first_key - lane % 4 * 2;
+#pragma unroll
+          for (int n = 0; n < 2 * kKeySteps; ++n) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+              if (n * 8 + i < first_seen) scores[r][n][2 * h + i] = -INFINITY;
+            }
+          }
+        }
+      }
+    }
+
     float correction[kRowSteps][2];
     bool is_corrected = false;
 #pragma unroll
@@ -268,7 +288,9 @@ __global__ void __launch_bounds__(kThreads, 2) WideKernel(const WideParameters<T
         }
         new_max = fmaxf(new_max, __shfl_xor_sync(kAllLanes, new_max, 1));
         new_max = fmaxf(new_max, __shfl_xor_sync(kAllLanes, new_max, 2));
-        correction[r][h] = Exp2(__fmul_rn(row_max[r][h] - new_max, p.scale_log2));
+        // In a window's first tile a row may see nothing yet.
+        const bool is_blank = kIsWindowed && new_max == -INFINITY;
+        correction[r][h] = is_blank ? 1.0f : Exp2(__fmul_rn(row_max[r][h] - new_max, p.scale_log2));
         is_corrected = is_corrected || correction[r][h] != 1.0f;
         row_max[r][h] = new_max;
       }
@@ -296,7 +318,8 @@ __global__ void __launch_bounds__(kThreads, 2) WideKernel(const WideParameters<T
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int h = i % 2;
-          const float shift = __fmul_rn(-row_max[r][h], p.scale_log2);
+          const bool is_blank = kIsWindowed && row_max[r][h] == -INFINITY;
+          const float shift = is_blank ? 0.0f : __fmul_rn(-row_max[r][h], p.scale_log2);
           const float* const pair = &scores[r][2 * n + i / 2][2 * h];
           const float first = Exp2(__fmaf_rn(pair[0], p.scale_log2, shift));
           const float second = Exp2(__fmaf_rn(pair[1], p.scale_log2, shift));
@@ -345,7 +368,7 @@ __global__ void __launch_bounds__(kThreads, 2) WideKernel(const WideParameters<T
   }
 }
 
-template <typename T, int kWidth, int kRowSteps>
+template <typename T, int kWidth, int kRowSteps, bool kIsWindowed = false>
 absl::Status LaunchWide(Stream& stream, const AttentionOperands& x, const WideParameters<T>& p) {
   using G = Geometry<kWidth, kRowSteps>;
   LaunchShape shape;
@@ -353,7 +376,7 @@ absl::Status LaunchWide(Stream& stream, const AttentionOperands& x, const WidePa
                     static_cast<unsigned>(x.shape.num_kv_heads));
   shape.block = dim3(kThreads);
   shape.dynamic_shared_bytes = G::kSharedElems * sizeof(T);
-  return Launch(stream, shape, WideKernel<T, kWidth, kRowSteps>, p);
+  return Launch(stream, shape, WideKernel<T, kWidth, kRowSteps, kIsWindowed>, p);
 }
 
 template <typename T>
@@ -378,12 +401,21 @@ absl::Status WideAttentionOf(Stream& stream, const AttentionOperands& x) {
   p.width = static_cast<int>(width);
   p.scale = x.shape.scale;
   p.scale_log2 = x.shape.scale * kLog2E;
+  p.window = WindowOf(x.shape);
+  if (p.window != 0) {
+    if (width <= 32) return LaunchWide<T, 32, 1, true>(stream, x, p);
+    if (width <= 64) return LaunchWide<T, 64, 1, true>(stream, x, p);
+    if (width <= 96) return LaunchWide<T, 96, 1, true>(stream, x, p);
+    if (width <= 128) return LaunchWide<T, 128, 1, true>(stream, x, p);
+    if (width <= 192) return LaunchWide<T, 192, 1, true>(stream, x, p);
+    return LaunchWide<T, 256, 1, true>(stream, x, p);
+  }
 
   // Twice the rows of a block read keys and values from shared memory half as often, where sequences have that many
   // rows and a multiprocessor has memory for two such blocks. The result has the same bits.
   int shared_bytes = 0;
-  QST_CUDA_RETURN_IF_ERROR(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor,
-                                                  stream.device->ordinal()));
+  QST_CUDA_RETURN_IF_ERROR(
+      cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, stream.device->ordinal()));
   const bool is_long = x.q.rows * p.group > 64 * x.q_offsets.num;
   const bool is_large = is_long && (width <= 64 || shared_bytes >= 200 << 10);
   if (width <= 32) return is_large ? LaunchWide<T, 32, 2>(stream, x, p) : LaunchWide<T, 32, 1>(stream, x, p);

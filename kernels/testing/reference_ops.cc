@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace qst {
 namespace {
@@ -157,7 +158,10 @@ AttentionResult ReferenceAttention(const AttentionShape& shape, const DMatrix& q
         const std::int64_t row = q_offsets[s] + i;
         const std::int64_t kv = h / (shape.num_heads / shape.num_kv_heads);
         std::vector<double> scores(num_keys - num_queries + i + 1);
-        for (std::size_t j = 0; j < scores.size(); ++j) {
+        const std::int64_t num_seen = static_cast<std::int64_t>(scores.size());
+        const std::int64_t first = shape.window == 0 ? 0 : std::max<std::int64_t>(0, num_seen - shape.window);
+        for (std::int64_t j = 0; j < first; ++j) scores[j] = -std::numeric_limits<double>::infinity();
+        for (std::int64_t j = first; j < num_seen; ++j) {
           for (std::int64_t c = 0; c < d; ++c) {
             scores[j] += q.at(row, h * d + c) * k.at(k_offsets[s] + j, kv * d + c) * static_cast<double>(shape.scale);
           }
@@ -166,7 +170,7 @@ AttentionResult ReferenceAttention(const AttentionShape& shape, const DMatrix& q
         double sum = 0.0;
         for (const double score : scores) sum += std::exp(score - max);
         result.log_sum_exp.at(row, h) = max + std::log(sum);
-        for (std::size_t j = 0; j < scores.size(); ++j) {
+        for (std::int64_t j = first; j < num_seen; ++j) {
           for (std::int64_t c = 0; c < d; ++c) {
             result.out.at(row, h * d + c) += std::exp(scores[j] - max) / sum * v.at(k_offsets[s] + j, kv * d + c);
           }
