@@ -167,6 +167,15 @@ def make_model_config():
     put(t, "mistral", json.dumps({**base, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": None}))
     put(t, "llama3", json.dumps({**base, "rope_scaling": {
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}}))
+    put(t, "mistral_window", json.dumps({**base, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 64}))
+    put(t, "qwen2", json.dumps({**base, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": True,
+                                "sliding_window": 64, "layer_types": ["full_attention"] * 2 + ["sliding_attention"] * 3}))
+    put(t, "opt", json.dumps({"architectures": ["OPTForCausalLM"], "model_type": "opt", "vocab_size": 512, "hidden_size": 64,
+                              "ffn_dim": 256, "num_hidden_layers": 5, "num_attention_heads": 8, "word_embed_proj_dim": 32,
+                              "do_layer_norm_before": False, "_remove_final_layer_norm": False, "enable_bias": True,
+                              "layer_norm_elementwise_affine": True, "activation_function": "relu",
+                              "max_position_embeddings": 512}))
+    put(t, "dynamic_rope", json.dumps({**base, "rope_scaling": {"type": "dynamic", "factor": 2.0}}))
     put(t, "rope_parameters", json.dumps({**base, "rope_parameters": {"rope_type": "linear", "factor": 2, "rope_theta": 1e5}}))
     put(t, "other_architecture", json.dumps({**base, "architectures": ["GPT2LMHeadModel"]}))
     put(t, "huge_sizes", json.dumps({**base, "hidden_size": 2**63 - 1, "num_hidden_layers": 10**18}))

@@ -2,7 +2,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/support/status_macros.h"
+#include "worker/backbone/decoder_stage.h"
 #include "worker/backbone/llama_stage.h"
+#include "worker/backbone/opt_stage.h"
 #include "worker/checkpoint/stored_model.h"
 
 namespace qst {
@@ -19,26 +21,37 @@ absl::Status CheckOptions(const ModelConfig& config, const StageOptions& options
     return absl::InvalidArgumentError(
         absl::StrCat("a stage cannot compute in ", DTypeName(options.cuda_dtype), "; use bf16, f16 or f32"));
   }
-  if (config.family != ModelFamily::kLlama) {
-    return absl::UnimplementedError("this model family has no backbone stage yet; LLaMA-family models have");
-  }
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<DecoderStage>> Open(const StoredModel& model, const StageOptions& options,
+                                                   const OpContext& ctx) {
+  QST_RETURN_IF_ERROR(CheckOptions(model.config(), options));
+  std::unique_ptr<DecoderStage> stage;
+  switch (model.config().family) {
+    case ModelFamily::kLlama:
+      stage = std::make_unique<LlamaStage>(model.config(), options, ctx);
+      break;
+    case ModelFamily::kOpt:
+      stage = std::make_unique<OptStage>(model.config(), options, ctx);
+      break;
+  }
+  QST_RETURN_IF_ERROR(stage->Open(model));
+  return stage;
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const StoredModel& model, const StageOptions& options,
                                                      const OpContext& ctx) {
-  QST_RETURN_IF_ERROR(CheckOptions(model.config(), options));
-  QST_ASSIGN_OR_RETURN(std::unique_ptr<LlamaStage> stage, LlamaStage::Open(model, options, ctx));
+  QST_ASSIGN_OR_RETURN(std::unique_ptr<DecoderStage> stage, Open(model, options, ctx));
   QST_RETURN_IF_ERROR(stage->Upload());
   return stage;
 }
 
 absl::StatusOr<StageMemory> Stage::Estimate(const StoredModel& model, const StageOptions& options, const OpContext& ctx,
                                             std::int64_t max_pass_tokens) {
-  QST_RETURN_IF_ERROR(CheckOptions(model.config(), options));
-  QST_ASSIGN_OR_RETURN(const std::unique_ptr<LlamaStage> stage, LlamaStage::Open(model, options, ctx));
+  QST_ASSIGN_OR_RETURN(const std::unique_ptr<DecoderStage> stage, Open(model, options, ctx));
   return stage->Memory(max_pass_tokens);
 }
 

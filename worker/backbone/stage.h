@@ -54,7 +54,7 @@ class Stage {
 
   // A stage whose ops run in `ctx`. On CUDA the weights are copied to the device here, and `model` is not needed any
   // more; on CPU they are read in the mapping, and `model` must outlive the stage.
-  // kInvalidArgument: range outside the model. kUnimplemented: family. kDataLoss: a tensor has another shape.
+  // kInvalidArgument: range outside the model. kDataLoss: a tensor has another shape.
   // kResourceExhausted: beyond the device's budget.
   static absl::StatusOr<std::unique_ptr<Stage>> Create(const StoredModel& model, const StageOptions& options,
                                                        const OpContext& ctx);

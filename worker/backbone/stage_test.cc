@@ -125,6 +125,25 @@ std::vector<DType> DtypesOf(const OpContext& ctx) {
   return {DType::kF32, DType::kF16, DType::kBF16};
 }
 
+struct NamedConfig {
+  const char* name;
+  ModelConfig config;
+};
+
+// All kinds of layers; their numbers are checked against transformers in tests/oracle.
+std::vector<NamedConfig> AllKinds() {
+  ModelConfig windowed = TinyLlamaConfig();
+  windowed.model_type = "qwen2";
+  windowed.architecture = "Qwen2ForCausalLM";
+  windowed.attention_bias = true;
+  windowed.sliding_window = 5;
+  windowed.first_window_layer = 1;
+  return {{"llama", TinyLlamaConfig()},
+          {"qwen2 with windows", windowed},
+          {"opt", TinyOptConfig()},
+          {"opt with norms that follow", TinyOptConfig(/*post_norm=*/true)}};
+}
+
 class StageTest : public DeviceTest {};
 QST_INSTANTIATE_DEVICE_TEST(StageTest);
 
@@ -132,6 +151,7 @@ TEST_P(StageTest, HiddenStatesOfEveryLayerAgreeWithTheReference) {
   ModelConfig config = TinyLlamaConfig();
   for (const bool has_bias : {false, true}) {
     config.attention_bias = has_bias;
+    config.attention_out_bias = has_bias;
     config.mlp_bias = has_bias;
     const TinyModel tiny = MakeTinyModel(config, 11);
     const auto model = Import(tiny, /*quantize=*/false);
@@ -146,6 +166,23 @@ TEST_P(StageTest, HiddenStatesOfEveryLayerAgreeWithTheReference) {
       portable.isa = CpuIsa::kPortable;
       ExpectNear(RunStages(portable, *model, {3}, MakePass({tokens})), expected, Tolerance(DType::kF32), "portable");
     }
+  }
+}
+
+TEST_P(StageTest, WindowsOfUpperLayersAgreeWithTheReference) {
+  ModelConfig config = TinyLlamaConfig();
+  config.model_type = "qwen2";
+  config.architecture = "Qwen2ForCausalLM";
+  config.attention_bias = true;
+  config.sliding_window = 6;
+  config.first_window_layer = 1;
+  const TinyModel tiny = MakeTinyModel(config, 2);
+  const auto model = Import(tiny, /*quantize=*/false);
+  const std::vector<std::int32_t> tokens = Sequence(31, 3);
+  const auto expected = ReferenceHiddenStates(tiny, tokens);
+  for (const DType dtype : DtypesOf(ctx_)) {
+    ExpectNear(RunStages(ctx_, *model, {1, 2}, MakePass({tokens}), dtype), expected, Tolerance(dtype),
+               DTypeName(dtype));
   }
 }
 
@@ -170,31 +207,36 @@ TEST_P(StageTest, QuantizedModelAgreesWithTheReferenceOnItsOwnDequantizedWeights
 }
 
 TEST_P(StageTest, CuttingIntoStagesChangesNoBit) {
-  const auto model = Import(MakeTinyModel(TinyLlamaConfig(), 1), /*quantize=*/true);
-  const TokenPass pass = MakePass({Sequence(40, 1), Sequence(3, 2), Sequence(90, 4)});
-  for (const DType dtype : DtypesOf(ctx_)) {
-    const States one = RunStages(ctx_, *model, {3}, pass, dtype);
-    EXPECT_EQ(one, RunStages(ctx_, *model, {3}, pass, dtype)) << "the same again, " << DTypeName(dtype);
-    EXPECT_EQ(one, RunStages(ctx_, *model, {1, 2}, pass, dtype)) << DTypeName(dtype);
-    EXPECT_EQ(one, RunStages(ctx_, *model, {1, 1, 1}, pass, dtype)) << DTypeName(dtype);
+  for (const NamedConfig& kind : AllKinds()) {
+    const auto model = Import(MakeTinyModel(kind.config, 1), /*quantize=*/true);
+    const TokenPass pass = MakePass({Sequence(40, 1), Sequence(3, 2), Sequence(90, 4)});
+    for (const DType dtype : DtypesOf(ctx_)) {
+      SCOPED_TRACE(absl::StrCat(kind.name, ", ", DTypeName(dtype)));
+      const States one = RunStages(ctx_, *model, {3}, pass, dtype);
+      EXPECT_EQ(one, RunStages(ctx_, *model, {3}, pass, dtype)) << "the same again";
+      EXPECT_EQ(one, RunStages(ctx_, *model, {1, 2}, pass, dtype));
+      EXPECT_EQ(one, RunStages(ctx_, *model, {1, 1, 1}, pass, dtype));
+    }
   }
 }
 
 TEST_P(StageTest, ATokensStatesDoNotDependOnOtherSequencesInThePass) {
-  const auto model = Import(MakeTinyModel(TinyLlamaConfig(), 1), /*quantize=*/true);
-  // Alone they are few tokens, one too many to be few, and many.
-  for (const int length : {1, 5, 8, 9, 33}) {
-    const auto sequence = Sequence(length, 8);
-    const TokenPass packed_pass = MakePass({Sequence(21, 1), sequence, Sequence(64, 5)});
-    for (const std::vector<std::int64_t>& cut : {std::vector<std::int64_t>{3}, {1, 2}}) {
-      const States alone = RunStages(ctx_, *model, cut, MakePass({sequence}));
-      const States packed = RunStages(ctx_, *model, cut, packed_pass);
-      ASSERT_EQ(alone.size(), 4u);
-      for (const auto& [layer, expected] : alone) {
-        ASSERT_EQ(static_cast<std::int64_t>(expected.size()), length * model->config().hidden_size);
-        const float* actual = packed.at(layer).data() + 21 * model->config().hidden_size;
-        EXPECT_EQ(0, std::memcmp(actual, expected.data(), expected.size() * sizeof(float)))
-            << length << " tokens, " << cut.size() << " stages, layer " << layer;
+  for (const NamedConfig& kind : AllKinds()) {
+    const auto model = Import(MakeTinyModel(kind.config, 1), /*quantize=*/true);
+    // Alone they are few tokens, one too many to be few, and many.
+    for (const int length : {1, 5, 8, 9, 33}) {
+      const auto sequence = Sequence(length, 8);
+      const TokenPass packed_pass = MakePass({Sequence(21, 1), sequence, Sequence(64, 5)});
+      for (const std::vector<std::int64_t>& cut : {std::vector<std::int64_t>{3}, {1, 2}}) {
+        const States alone = RunStages(ctx_, *model, cut, MakePass({sequence}));
+        const States packed = RunStages(ctx_, *model, cut, packed_pass);
+        ASSERT_EQ(alone.size(), 4u);
+        for (const auto& [layer, expected] : alone) {
+          ASSERT_EQ(static_cast<std::int64_t>(expected.size()), length * model->config().hidden_size);
+          const float* actual = packed.at(layer).data() + 21 * model->config().hidden_size;
+          EXPECT_EQ(0, std::memcmp(actual, expected.data(), expected.size() * sizeof(float)))
+              << kind.name << ", " << length << " tokens, " << cut.size() << " stages, layer " << layer;
+        }
       }
     }
   }
@@ -230,27 +272,31 @@ TEST_P(StageTest, GroupingTheMlpsTokensChangesNoBit) {
 }
 
 TEST_P(StageTest, TokensOneByOneThroughTheKvCacheEqualTheWholeSequence) {
-  const auto model = Import(MakeTinyModel(TinyLlamaConfig(), 1), /*quantize=*/true);
-  const std::vector<std::int32_t> tokens = Sequence(20, 6);
-  for (const DType dtype : DtypesOf(ctx_)) {
-    const States whole = RunStages(ctx_, *model, {3}, MakePass({tokens}), dtype);
-    auto stage = Stage::Create(*model, Layers(0, 3, dtype, /*max_cached_tokens=*/20), ctx_);
-    QST_ASSERT_OK(stage);
-    const std::int64_t d = model->config().hidden_size;
-    for (int t = 0; t < 20;) {
-      TokenPass pass = MakePass({std::vector<std::int32_t>(tokens.begin() + t, tokens.begin() + (t == 0 ? 7 : t + 1))});
-      pass.uses_kv_cache = true;
-      pass.past_tokens = t;
-      std::vector<float> residual(pass.num_tokens() * d);
-      QST_ASSERT_OK(Forward(ctx_, stage->get(), pass, &residual, nullptr));
-      for (std::size_t i = 0; i < residual.size(); ++i) {
-        const float expected = whole.at(3)[t * d + i];
-        // A GPU multiplies few tokens in another way; on CPU it is the same to the last bit.
-        const double allowed =
-            ctx_.device == DeviceType::kCuda ? Tolerance(DType::kBF16) * (1.0 + std::abs(expected)) : 0.0;
-        ASSERT_NEAR(residual[i], expected, allowed) << "from token " << t << ", " << DTypeName(dtype);
+  for (const NamedConfig& kind : AllKinds()) {
+    const auto model = Import(MakeTinyModel(kind.config, 1), /*quantize=*/true);
+    const std::vector<std::int32_t> tokens = Sequence(20, 6);
+    for (const DType dtype : DtypesOf(ctx_)) {
+      SCOPED_TRACE(absl::StrCat(kind.name, ", ", DTypeName(dtype)));
+      const States whole = RunStages(ctx_, *model, {3}, MakePass({tokens}), dtype);
+      auto stage = Stage::Create(*model, Layers(0, 3, dtype, /*max_cached_tokens=*/20), ctx_);
+      QST_ASSERT_OK(stage);
+      const std::int64_t d = model->config().hidden_size;
+      for (int t = 0; t < 20;) {
+        const int next = t == 0 ? 7 : t + 1;
+        TokenPass pass = MakePass({std::vector<std::int32_t>(tokens.begin() + t, tokens.begin() + next)});
+        pass.uses_kv_cache = true;
+        pass.past_tokens = t;
+        std::vector<float> residual(pass.num_tokens() * d);
+        QST_ASSERT_OK(Forward(ctx_, stage->get(), pass, &residual, nullptr));
+        for (std::size_t i = 0; i < residual.size(); ++i) {
+          const float expected = whole.at(3)[t * d + i];
+          // A GPU multiplies few tokens in another way; on CPU it is the same to the last bit.
+          const double allowed =
+              ctx_.device == DeviceType::kCuda ? Tolerance(DType::kBF16) * (1.0 + std::abs(expected)) : 0.0;
+          ASSERT_NEAR(residual[i], expected, allowed) << "from token " << t;
+        }
+        t = next;
       }
-      t += static_cast<int>(pass.num_tokens());
     }
   }
 }
@@ -274,6 +320,20 @@ TEST_P(StageTest, RefusesPassesThatDoNotFit) {
   TokenPass torn = MakePass({Sequence(9, 1)});
   torn.offsets = {0, 12};
   EXPECT_THAT(forward(torn), StatusIs(absl::StatusCode::kInvalidArgument, testing::HasSubstr("offsets")));
+}
+
+TEST_P(StageTest, DynamicRotaryScalingIsNotAppliedBeyondTheContext) {
+  ModelConfig config = TinyLlamaConfig();
+  const std::vector<std::int32_t> tokens = Sequence(100, 1);
+  const auto plain = Import(MakeTinyModel(config, 1), /*quantize=*/true);
+  config.rope_scaling = {RopeScalingType::kDynamic, 4.0};
+  const auto model = Import(MakeTinyModel(config, 1), /*quantize=*/true);
+  EXPECT_EQ(RunStages(ctx_, *model, {3}, MakePass({tokens})), RunStages(ctx_, *plain, {3}, MakePass({tokens})));
+  auto stage = Stage::Create(*model, Layers(0, 3), ctx_);
+  QST_ASSERT_OK(stage);
+  std::vector<float> residual(129 * 32);
+  EXPECT_THAT(Forward(ctx_, stage->get(), MakePass({Sequence(129, 1)}), &residual, nullptr),
+              StatusIs(absl::StatusCode::kInvalidArgument, testing::HasSubstr("dynamic rotary scaling")));
 }
 
 TEST_P(StageTest, LayersThatTheModelLacksAndOtherTypesAreRefused) {
@@ -306,6 +366,26 @@ TEST_P(StageTest, EstimateCountsWhatAStageTakes) {
   EXPECT_EQ(last->activation_bytes, all->activation_bytes);
   EXPECT_EQ(all->op_bytes > 0, ctx_.device == DeviceType::kCuda);
   EXPECT_EQ(all->total_bytes(), all->weight_bytes + all->cache_bytes + all->activation_bytes + all->op_bytes);
+}
+
+TEST_P(StageTest, EstimateCountsWhatAStageOfOptTakes) {
+  const auto model = Import(MakeTinyModel(TinyOptConfig(/*post_norm=*/true), 1), /*quantize=*/false);
+  const std::int64_t element_bytes = ctx_.device == DeviceType::kCuda ? 2 : 4;
+  const auto all = Stage::Estimate(*model, Layers(0, 3), ctx_, 7);
+  const auto last = Stage::Estimate(*model, Layers(1, 2), ctx_, 7);
+  QST_ASSERT_OK(all);
+  QST_ASSERT_OK(last);
+  // Each layer has q, k, v and o [32, 32], fc1 and fc2 of 48, their biases, two norms with biases.
+  const std::int64_t layer_bytes = 4 * (4 * 32 * 32 + 2 * 48 * 32 + 5 * 32 + 48 + 4 * 32);
+  // Tokens, 130 positions, the projection.
+  const std::int64_t embedding_bytes = 4 * (258 * 16 + 130 * 32 + 32 * 16);
+  const std::int64_t alignment = ctx_.device == DeviceType::kCuda ? 60 * 256 : 0;
+  EXPECT_GE(all->weight_bytes, 3 * layer_bytes + embedding_bytes);
+  EXPECT_LE(all->weight_bytes, 3 * layer_bytes + embedding_bytes + alignment);
+  EXPECT_GE(last->weight_bytes, 2 * layer_bytes);
+  EXPECT_LE(last->weight_bytes, 2 * layer_bytes + alignment);
+  EXPECT_EQ(last->activation_bytes, 7 * (element_bytes * (5 * 32 + 48) + 4 * 32 + 8));
+  EXPECT_EQ(all->activation_bytes, last->activation_bytes + 7 * 4 * 16);
 }
 
 TEST(CpuStageTest, ThreadCountChangesNoBit) {

@@ -28,7 +28,7 @@ double ShortestDecimal(double value) {
   return value;
 }
 
-// The Hugging Face name of a LLaMA tensor. Empty if there is none.
+// The Hugging Face name of a tensor. Empty if there is none.
 std::string HuggingFaceName(absl::string_view name, std::int64_t num_layers) {
   if (name == "token_embd.weight") return "model.embed_tokens.weight";
   if (name == "output_norm.weight") return "model.norm.weight";
@@ -153,20 +153,59 @@ absl::StatusOr<TokenizerDefinition> ReadGgufTokenizer(const GgufFile& file) {
 
 absl::StatusOr<std::unique_ptr<GgufModel>> GgufModel::Create(std::unique_ptr<GgufFile> file) {
   std::unique_ptr<GgufModel> model(new GgufModel(std::move(file)));
+  QST_RETURN_IF_ERROR(model->ReadFamily());
   QST_RETURN_IF_ERROR(model->ReadConfig());
   QST_RETURN_IF_ERROR(model->MapTensors());
   return model;
 }
 
+absl::Status GgufModel::ReadFamily() {
+  QST_ASSIGN_OR_RETURN(const auto architecture, file_->String("general.architecture"));
+  std::string known;
+  for (const FamilyDefinition* family : AllFamilies()) {
+    if (family->gguf_architecture == nullptr) continue;
+    if (architecture == family->gguf_architecture) family_ = family;
+    absl::StrAppend(&known, known.empty() ? "'" : ", '", family->gguf_architecture, "'");
+  }
+  if (family_ == nullptr) {
+    return absl::UnimplementedError(absl::StrCat(file_->path(), ": architecture '", architecture.value_or("none named"),
+                                                 "' is not supported in GGUF files (", known, " are)"));
+  }
+  config_.family = family_->layers;
+  config_.architecture = family_->architecture;
+  config_.model_type = family_->model_type;
+  return absl::OkStatus();
+}
+
+absl::Status GgufModel::ReadRope() {
+  const std::string& path = file_->path();
+  const std::string prefix = absl::StrCat(family_->gguf_architecture, ".rope.");
+  QST_ASSIGN_OR_RETURN(const auto rotary_dims, file_->Int(prefix + "dimension_count"));
+  if (rotary_dims.value_or(config_.head_dim) != config_.head_dim) {
+    return absl::UnimplementedError(absl::StrCat(path, ": rotary embedding on ", *rotary_dims, " of ", config_.head_dim,
+                                                 " channels is not supported"));
+  }
+  QST_ASSIGN_OR_RETURN(const auto scaling_type, file_->String(prefix + "scaling.type"));
+  QST_ASSIGN_OR_RETURN(const auto scaling_factor, file_->Float(prefix + "scaling.factor"));
+  QST_ASSIGN_OR_RETURN(const auto old_linear_factor, file_->Float(prefix + "scale_linear"));
+  if (scaling_type.has_value() && *scaling_type != "none" && *scaling_type != "linear") {
+    return absl::UnimplementedError(absl::StrCat(path, ": rotary scaling '", *scaling_type, "' is not supported"));
+  }
+  const double factor = scaling_type == "none" ? 1.0 : scaling_factor.value_or(old_linear_factor.value_or(1.0));
+  if (factor != 1.0) {
+    config_.rope_scaling.type = RopeScalingType::kLinear;
+    config_.rope_scaling.factor = ShortestDecimal(factor);
+  }
+  QST_ASSIGN_OR_RETURN(const auto theta, file_->Float(prefix + "freq_base"));
+  config_.rope_theta = ShortestDecimal(theta.value_or(10000.0));
+  return absl::OkStatus();
+}
+
 absl::Status GgufModel::ReadConfig() {
   const std::string& path = file_->path();
-  QST_ASSIGN_OR_RETURN(const auto architecture, file_->String("general.architecture"));
-  if (architecture != "llama") {
-    return absl::UnimplementedError(absl::StrCat(path, ": architecture '", architecture.value_or("none named"),
-                                                 "' is not supported in GGUF files ('llama' is)"));
-  }
+  const std::string prefix = absl::StrCat(family_->gguf_architecture, ".");
   const auto need = [&](const char* name) -> absl::StatusOr<std::int64_t> {
-    const std::string key = absl::StrCat("llama.", name);
+    const std::string key = prefix + name;
     if (file_->IsArray(key)) {
       return absl::UnimplementedError(
           absl::StrCat(path, ": metadata '", key, "' differs from layer to layer, which is not supported"));
@@ -181,52 +220,41 @@ absl::Status GgufModel::ReadConfig() {
   QST_ASSIGN_OR_RETURN(config_.num_heads, need("attention.head_count"));
   QST_ASSIGN_OR_RETURN(config_.max_position_embeddings, need("context_length"));
   config_.num_kv_heads = config_.num_heads;
-  QST_ASSIGN_OR_RETURN(const auto kv_heads, file_->Int("llama.attention.head_count_kv"));
+  QST_ASSIGN_OR_RETURN(const auto kv_heads, file_->Int(prefix + "attention.head_count_kv"));
   if (kv_heads.has_value()) config_.num_kv_heads = *kv_heads;
 
-  QST_ASSIGN_OR_RETURN(const auto experts, file_->Int("llama.expert_count"));
+  QST_ASSIGN_OR_RETURN(const auto experts, file_->Int(prefix + "expert_count"));
   if (experts.value_or(0) != 0) {
     return absl::UnimplementedError(absl::StrCat(path, ": a mixture of ", *experts, " experts is not supported"));
   }
-  QST_ASSIGN_OR_RETURN(const auto key_length, file_->Int("llama.attention.key_length"));
-  QST_ASSIGN_OR_RETURN(const auto value_length, file_->Int("llama.attention.value_length"));
+  QST_ASSIGN_OR_RETURN(const auto window, file_->Int(prefix + "attention.sliding_window"));
+  if (window.value_or(0) > 0 && *window < config_.max_position_embeddings) {
+    return absl::UnimplementedError(absl::StrCat(path, ": a sliding window of ", *window,
+                                                 " tokens is not supported in GGUF files; import the Hugging Face "
+                                                 "folder of this model"));
+  }
+  QST_ASSIGN_OR_RETURN(const auto key_length, file_->Int(prefix + "attention.key_length"));
+  QST_ASSIGN_OR_RETURN(const auto value_length, file_->Int(prefix + "attention.value_length"));
   if (key_length.has_value()) {
     config_.head_dim = *key_length;
   } else if (config_.num_heads > 0 && config_.hidden_size % config_.num_heads == 0) {
     config_.head_dim = config_.hidden_size / config_.num_heads;
   } else {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": llama.embedding_length ", config_.hidden_size,
-                                                   " is no multiple of llama.attention.head_count ",
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", prefix, "embedding_length ", config_.hidden_size,
+                                                   " is no multiple of ", prefix, "attention.head_count ",
                                                    config_.num_heads));
   }
   if (value_length.value_or(config_.head_dim) != config_.head_dim) {
     return absl::UnimplementedError(absl::StrCat(path, ": heads of ", config_.head_dim, " for keys but ", *value_length,
                                                  " for values are not supported"));
   }
-  QST_ASSIGN_OR_RETURN(const auto rotary_dims, file_->Int("llama.rope.dimension_count"));
-  if (rotary_dims.value_or(config_.head_dim) != config_.head_dim) {
-    return absl::UnimplementedError(absl::StrCat(path, ": rotary embedding on ", *rotary_dims, " of ", config_.head_dim,
-                                                 " channels is not supported"));
-  }
-  QST_ASSIGN_OR_RETURN(const auto scaling_type, file_->String("llama.rope.scaling.type"));
-  QST_ASSIGN_OR_RETURN(const auto scaling_factor, file_->Float("llama.rope.scaling.factor"));
-  QST_ASSIGN_OR_RETURN(const auto old_linear_factor, file_->Float("llama.rope.scale_linear"));
-  if (scaling_type.has_value() && *scaling_type != "none" && *scaling_type != "linear") {
-    return absl::UnimplementedError(absl::StrCat(path, ": rotary scaling '", *scaling_type, "' is not supported"));
-  }
-  const double factor = scaling_type == "none" ? 1.0 : scaling_factor.value_or(old_linear_factor.value_or(1.0));
-  if (factor != 1.0) {
-    config_.rope_scaling.type = RopeScalingType::kLinear;
-    config_.rope_scaling.factor = ShortestDecimal(factor);
-  }
-  QST_ASSIGN_OR_RETURN(const auto theta, file_->Float("llama.rope.freq_base"));
-  config_.rope_theta = ShortestDecimal(theta.value_or(10000.0));
-  QST_ASSIGN_OR_RETURN(const auto eps, file_->Float("llama.attention.layer_norm_rms_epsilon"));
+  QST_RETURN_IF_ERROR(ReadRope());
+  const std::string eps_key = prefix + "attention.layer_norm_rms_epsilon";
+  QST_ASSIGN_OR_RETURN(const auto eps, file_->Float(eps_key));
   if (!eps.has_value()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": metadata 'llama.attention.layer_norm_rms_epsilon' is missing"));
+    return absl::InvalidArgumentError(absl::StrCat(path, ": metadata '", eps_key, "' is missing"));
   }
-  config_.rms_norm_eps = ShortestDecimal(*eps);
+  config_.norm_eps = ShortestDecimal(*eps);
 
   // What the metadata leave to the tensors.
   config_.tie_word_embeddings = true;
@@ -234,6 +262,7 @@ absl::Status GgufModel::ReadConfig() {
     if (tensor.name == "output.weight") config_.tie_word_embeddings = false;
     if (tensor.name == "token_embd.weight" && tensor.dims.size() == 2) config_.vocab_size = tensor.dims[1];
     if (tensor.name == "blk.0.attn_q.bias") config_.attention_bias = true;
+    if (tensor.name == "blk.0.attn_output.bias") config_.attention_out_bias = true;
     if (tensor.name == "blk.0.ffn_gate.bias") config_.mlp_bias = true;
   }
   if (config_.vocab_size == 0) {
@@ -249,7 +278,10 @@ absl::Status GgufModel::ReadConfig() {
   QST_ASSIGN_OR_RETURN(const auto eos, token("eos_token_id"));
   if (eos.has_value()) config_.eos_token_ids = {*eos};
   config_.torch_dtype = "float16";
-  return ValidateModelConfig(config_, path);
+  QST_RETURN_IF_ERROR(ValidateModelConfig(config_, path));
+  // As the config.json that an import writes will be read.
+  QST_ASSIGN_OR_RETURN(config_, ParseModelConfig(ModelConfigToJson(config_, ""), path));
+  return absl::OkStatus();
 }
 
 absl::Status GgufModel::CheckRopeFactors(const GgufTensor& tensor) const {
@@ -272,7 +304,8 @@ absl::Status GgufModel::MapTensors() {
     }
     const std::string name = HuggingFaceName(tensor.name, config_.num_layers);
     if (name.empty()) {
-      return absl::UnimplementedError(absl::StrCat(file_->path(), ": a LLaMA model has no tensor like '", tensor.name,
+      return absl::UnimplementedError(absl::StrCat(file_->path(), ": a ", config_.model_type,
+                                                   " model has no tensor like '", tensor.name,
                                                    "'; this is another kind of model"));
     }
     Entry entry;
@@ -296,7 +329,7 @@ absl::Status GgufModel::MapTensors() {
     const bool is_query = EndsWith(name, "q_proj.weight") || EndsWith(name, "q_proj.bias");
     const bool is_key = EndsWith(name, "k_proj.weight") || EndsWith(name, "k_proj.bias");
     if (is_query || is_key) {
-      entry.head_dim = config_.head_dim;
+      if (family_->gguf_interleaves_heads) entry.head_dim = config_.head_dim;
       const std::int64_t rows = entry.info.shape[0];
       const std::int64_t expected = is_query ? config_.q_size() : config_.kv_size();
       if (rows != expected) {

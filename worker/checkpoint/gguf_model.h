@@ -1,5 +1,5 @@
-// A LLaMA-family GGUF file seen as a Hugging Face model: its config, its tokenizer, and its tensors under
-// Hugging Face names, in Hugging Face layout.
+// A GGUF file of a model with LLaMA layers (families/: those with a gguf_architecture) seen as a Hugging Face model:
+// its config, its tokenizer, and its tensors under Hugging Face names, in Hugging Face layout.
 #ifndef QST_WORKER_CHECKPOINT_GGUF_MODEL_H_
 #define QST_WORKER_CHECKPOINT_GGUF_MODEL_H_
 
@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "worker/checkpoint/families/family.h"
 #include "worker/checkpoint/gguf_file.h"
 #include "worker/checkpoint/model_config.h"
 #include "worker/checkpoint/tensor_source.h"
@@ -23,8 +24,8 @@ absl::StatusOr<TokenizerDefinition> ReadGgufTokenizer(const GgufFile& file);
 
 class GgufModel : public TensorSource {
  public:
-  // Errors   kUnimplemented: architecture other than "llama", mixture of experts, partial or scaled rotary
-  //          embedding, tensors that a LLaMA model does not have. kInvalidArgument: metadata missing or out of
+  // Errors   kUnimplemented: an architecture that no family names, mixture of experts, partial or scaled rotary
+  //          embedding, tensors that such a model does not have. kInvalidArgument: metadata missing or out of
   //          range.
   static absl::StatusOr<std::unique_ptr<GgufModel>> Create(std::unique_ptr<GgufFile> file);
 
@@ -40,14 +41,16 @@ class GgufModel : public TensorSource {
   struct Entry {
     TensorInfo info;
     const GgufTensor* tensor = nullptr;
-    // Not 0 for query and key projections. ggml rotates neighbouring pairs of a head's channels, Hugging Face
-    // pairs channel j with j + head_dim / 2, so files made for ggml have the rows of each head interleaved:
-    // row j + half * (head_dim / 2) of a head here is row 2 j + half of that head in the file.
+    // Not 0 for query and key projections of interleaving families. There ggml rotates neighbouring pairs of a head's
+    // channels, Hugging Face pairs channel j with j + head_dim / 2, so files made for ggml have the rows of each head
+    // interleaved: row j + half * (head_dim / 2) of a head here is row 2 j + half of that head in the file.
     std::int64_t head_dim = 0;
   };
 
   explicit GgufModel(std::unique_ptr<GgufFile> file) : file_(std::move(file)) {}
+  absl::Status ReadFamily();
   absl::Status ReadConfig();
+  absl::Status ReadRope();
   absl::Status MapTensors();
   absl::Status CheckRopeFactors(const GgufTensor& tensor) const;
   // Part of one row as it lies in the file.
@@ -55,6 +58,7 @@ class GgufModel : public TensorSource {
                    float* out) const;
 
   std::unique_ptr<GgufFile> file_;
+  const FamilyDefinition* family_ = nullptr;
   ModelConfig config_;
   std::vector<std::string> names_;
   std::map<std::string, Entry, std::less<>> entries_;

@@ -160,7 +160,7 @@ TEST(GgufModelTest, ConfigComesFromTheMetadata) {
   EXPECT_EQ(config.num_kv_heads, 2);
   EXPECT_EQ(config.head_dim, 8);
   EXPECT_EQ(config.max_position_embeddings, 128);
-  EXPECT_EQ(config.rms_norm_eps, 1e-5);  // the decimal that was meant, not its float32 neighbour
+  EXPECT_EQ(config.norm_eps, 1e-5);  // the decimal that was meant, not its float32 neighbour
   EXPECT_EQ(config.rope_theta, 50000.0);
   EXPECT_FALSE(config.tie_word_embeddings);
   EXPECT_EQ(config.bos_token_id, 1);
@@ -309,6 +309,47 @@ TEST(GgufModelTest, LinearRopeScalingIsKept) {
   EXPECT_EQ((*model)->config().rope_scaling.type, RopeScalingType::kLinear);
   EXPECT_EQ((*model)->config().rope_scaling.factor, 4.0);
   EXPECT_TRUE((*model)->config().tie_word_embeddings);
+}
+
+TEST(GgufModelTest, Qwen2KeepsItsRowsInOrder) {
+  const auto bytes_with = [](std::uint64_t window) {
+    std::string data(64, '\0');
+    for (int i = 0; i < 4 * 4; ++i) {
+      const float value = static_cast<float>(i);
+      data.append(reinterpret_cast<const char*>(&value), sizeof(value));
+    }
+    return GgufBuilder()
+        .Text("general.architecture", "qwen2")
+        .Int("qwen2.embedding_length", 4)
+        .Int("qwen2.block_count", 1)
+        .Int("qwen2.feed_forward_length", 4)
+        .Int("qwen2.context_length", 16)
+        .Int("qwen2.attention.head_count", 1)
+        .Int("qwen2.attention.sliding_window", window)
+        .Float("qwen2.attention.layer_norm_rms_epsilon", 1e-6f)
+        .Float("qwen2.rope.freq_base", 1e6f)
+        .Tensor("token_embd.weight", {4, 4}, kF32, 0)
+        .Tensor("blk.0.attn_q.weight", {4, 4}, kF32, 64)
+        .Build(data);
+  };
+  const std::string bytes = bytes_with(16);
+  auto file = OpenBytes(bytes);
+  QST_ASSERT_OK(file);
+  const auto model = GgufModel::Create(*std::move(file));
+  QST_ASSERT_OK(model);
+  EXPECT_EQ((*model)->config().architecture, "Qwen2ForCausalLM");
+  EXPECT_EQ((*model)->config().rope_theta, 1e6);
+  EXPECT_TRUE((*model)->config().attention_bias);
+  EXPECT_FALSE((*model)->config().attention_out_bias);
+  std::vector<float> rows(16);
+  QST_ASSERT_OK((*model)->ReadFloat("model.layers.0.self_attn.q_proj.weight", 0, 16, rows.data()));
+  for (int i = 0; i < 16; ++i) EXPECT_EQ(rows[i], static_cast<float>(i));
+
+  const std::string windowed = bytes_with(15);
+  auto other = OpenBytes(windowed);
+  QST_ASSERT_OK(other);
+  EXPECT_THAT(GgufModel::Create(*std::move(other)),
+              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("sliding window of 15")));
 }
 
 }  // namespace

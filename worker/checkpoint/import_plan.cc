@@ -159,12 +159,12 @@ class PlanBuilder {
     const std::uint64_t num_bytes = static_cast<std::uint64_t>(entry.NumBytes());
     plan_->data_bytes += num_bytes;
     const ModelTensor& tensor = plan_->items.back().tensor;
-    if (tensor.kind == ModelTensor::Kind::kEmbedding) {
-      plan_->embedding_bytes += num_bytes;
-    } else if (tensor.layer >= 0) {
+    if (tensor.layer >= 0) {
       plan_->layers_bytes += num_bytes;
-    } else {
+    } else if (tensor.is_output) {
       plan_->head_bytes += num_bytes;
+    } else {
+      plan_->embedding_bytes += num_bytes;
     }
     plan_->entries.push_back(std::move(entry));
     plan_->pieces.push_back({plan_->items.size() - 1, part});

@@ -51,7 +51,7 @@ TEST(ModelConfigTest, ReadsEveryField) {
   EXPECT_EQ(config->num_kv_heads, 4);
   EXPECT_EQ(config->head_dim, 8);  // hidden_size / heads, when not given
   EXPECT_EQ(config->max_position_embeddings, 512);
-  EXPECT_EQ(config->rms_norm_eps, 1e-5);
+  EXPECT_EQ(config->norm_eps, 1e-5);
   EXPECT_EQ(config->rope_theta, 10000.0);
   EXPECT_TRUE(config->tie_word_embeddings);
   EXPECT_EQ(config->bos_token_id, 1);
@@ -70,7 +70,7 @@ TEST(ModelConfigTest, AbsentAndNullFieldsHaveHuggingFaceDefaults) {
   const auto config = Parse(json);
   QST_ASSERT_OK(config);
   EXPECT_EQ(config->num_kv_heads, 8);
-  EXPECT_EQ(config->rms_norm_eps, 1e-6);
+  EXPECT_EQ(config->norm_eps, 1e-6);
   EXPECT_EQ(config->rope_theta, 10000.0);
   EXPECT_FALSE(config->tie_word_embeddings);
   EXPECT_TRUE(config->eos_token_ids.empty());
@@ -107,16 +107,126 @@ TEST(ModelConfigTest, AModelQuantizedInAnotherWayIsReadOnlyFromTheStore) {
   QST_EXPECT_OK(ParseModelConfig(ModelConfigToJson(*config, R"({"quant_method":"bitsandbytes"})"), "c"));
 }
 
-TEST(ModelConfigTest, PlainMistralIsAccepted) {
+TEST(ModelConfigTest, MistralHasAWindowInEveryLayer) {
   Json json = GoodConfig();
   json["architectures"] = {"MistralForCausalLM"};
   json["model_type"] = "mistral";
   json["sliding_window"] = nullptr;
-  QST_EXPECT_OK(Parse(json));
-  json["sliding_window"] = 512;
-  QST_EXPECT_OK(Parse(json));
-  json["sliding_window"] = 511;
-  EXPECT_THAT(Parse(json), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("sliding window of 511")));
+  auto config = Parse(json);
+  QST_ASSERT_OK(config);
+  EXPECT_EQ(config->WindowOf(0), 0);
+  json["sliding_window"] = 100;
+  config = Parse(json);
+  QST_ASSERT_OK(config);
+  EXPECT_EQ(config->WindowOf(0), 100);
+  EXPECT_EQ(config->WindowOf(4), 100);
+  const auto again = ParseModelConfig(ModelConfigToJson(*config, ""), "again");
+  QST_ASSERT_OK(again);
+  EXPECT_EQ(again->architecture, "MistralForCausalLM");
+  EXPECT_EQ(again->WindowOf(4), 100);
+  json["sliding_window"] = 0;
+  EXPECT_THAT(Parse(json), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("sliding_window is 0")));
+}
+
+TEST(ModelConfigTest, LlamaHasNoWindow) {
+  QST_EXPECT_OK(ParseWith("sliding_window", 512));
+  EXPECT_THAT(ParseWith("sliding_window", 511),
+              StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("sliding window of 511")));
+}
+
+Json Qwen2Config() {
+  Json json = GoodConfig();
+  json["architectures"] = {"Qwen2ForCausalLM"};
+  json["model_type"] = "qwen2";
+  json["sliding_window"] = 64;
+  return json;
+}
+
+TEST(ModelConfigTest, Qwen2HasBiasesOfQueriesKeysAndValuesAlone) {
+  const auto config = Parse(Qwen2Config());
+  QST_ASSERT_OK(config);
+  EXPECT_TRUE(config->attention_bias);
+  EXPECT_FALSE(config->attention_out_bias);
+  EXPECT_FALSE(config->mlp_bias);
+  EXPECT_EQ(config->sliding_window, 0);  // use_sliding_window is not set
+  EXPECT_EQ(ModelTensors(*config).size(), 2u + 5 * (9 + 3));
+}
+
+TEST(ModelConfigTest, Qwen2HasWindowsInUpperLayers) {
+  Json json = Qwen2Config();
+  json["use_sliding_window"] = true;
+  json["max_window_layers"] = 3;
+  auto config = Parse(json);
+  QST_ASSERT_OK(config);
+  EXPECT_EQ(config->WindowOf(2), 0);
+  EXPECT_EQ(config->WindowOf(3), 64);
+  const std::string text = ModelConfigToJson(*config, "");
+  EXPECT_EQ(ModelConfigToJson(*ParseModelConfig(text, "again"), ""), text);
+  const std::string full = "full_attention", sliding = "sliding_attention";
+  json["layer_types"] = {full, sliding, sliding, sliding, sliding};
+  config = Parse(json);
+  QST_ASSERT_OK(config);
+  EXPECT_EQ(config->first_window_layer, 1);
+  json["layer_types"] = {full, sliding, full, sliding, sliding};
+  EXPECT_THAT(Parse(json), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("layer 2 is 'full_attention'")));
+  json["layer_types"] = {full};
+  EXPECT_THAT(Parse(json), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("layer_types has 1 entries")));
+}
+
+Json OptConfig() {
+  return Json{{"architectures", {"OPTForCausalLM"}},
+              {"model_type", "opt"},
+              {"vocab_size", 50272},
+              {"hidden_size", 1024},
+              {"ffn_dim", 4096},
+              {"num_hidden_layers", 24},
+              {"num_attention_heads", 16},
+              {"max_position_embeddings", 2048},
+              {"word_embed_proj_dim", 512},
+              {"do_layer_norm_before", false},
+              {"pad_token_id", 1}};
+}
+
+TEST(ModelConfigTest, Opt350MIsReadAndWritten) {
+  const auto config = Parse(OptConfig());
+  QST_ASSERT_OK(config);
+  EXPECT_EQ(config->family, ModelFamily::kOpt);
+  EXPECT_EQ(config->head_dim, 64);
+  EXPECT_EQ(config->position_rows(), 2050);
+  EXPECT_EQ(config->embedding_width(), 512);
+  EXPECT_TRUE(config->is_post_norm);
+  EXPECT_FALSE(config->has_final_norm());
+  EXPECT_TRUE(config->tie_word_embeddings);
+  EXPECT_TRUE(config->mlp_bias);
+  // 331,196,416 is what its published file holds.
+  EXPECT_EQ(config->NumParameters(), 331'196'416);
+  const OuterTensorNames names = OuterTensors(*config);
+  EXPECT_EQ(names.final_norm, "");
+  EXPECT_EQ(names.head, "model.decoder.embed_tokens.weight");
+  const std::string text = ModelConfigToJson(*config, "");
+  const auto again = ParseModelConfig(text, "again");
+  QST_ASSERT_OK(again);
+  EXPECT_EQ(ModelConfigToJson(*again, ""), text);
+}
+
+TEST(ModelConfigTest, Opt125MHasNoProjectionsButAFinalNorm) {
+  Json json = OptConfig();
+  json["hidden_size"] = 768;
+  json["ffn_dim"] = 3072;
+  json["num_hidden_layers"] = 12;
+  json["num_attention_heads"] = 12;
+  json["word_embed_proj_dim"] = 768;
+  json["do_layer_norm_before"] = true;
+  const auto config = Parse(json);
+  QST_ASSERT_OK(config);
+  EXPECT_FALSE(config->has_projections());
+  EXPECT_TRUE(config->has_final_norm());
+  EXPECT_EQ(config->NumParameters(), 125'239'296);
+  json["activation_function"] = "gelu_new";
+  EXPECT_THAT(Parse(json), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("'gelu_new'")));
+  json["activation_function"] = "relu";
+  json["num_attention_heads"] = 7;
+  EXPECT_THAT(Parse(json), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("no multiple")));
 }
 
 TEST(ModelConfigTest, OtherArchitecturesAreNamedWithTheSupportedOnes) {
@@ -126,8 +236,8 @@ TEST(ModelConfigTest, OtherArchitecturesAreNamedWithTheSupportedOnes) {
   Json json = GoodConfig();
   json.erase("architectures");
   QST_EXPECT_OK(Parse(json));  // model_type speaks for it
-  json["model_type"] = "opt";
-  EXPECT_THAT(Parse(json), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("'opt'")));
+  json["model_type"] = "phi";
+  EXPECT_THAT(Parse(json), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("'phi'")));
   json.erase("model_type");
   EXPECT_THAT(Parse(json), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("none named")));
 }
@@ -158,7 +268,7 @@ TEST(ModelConfigTest, BadFieldsAreNamed) {
       {"num_key_value_heads", 3, "no multiple of num_key_value_heads 3"},
       {"num_key_value_heads", 16, "num_key_value_heads is 16"},
       {"head_dim", 7, "head_dim is 7"},
-      {"rms_norm_eps", 0.0, "rms_norm_eps"},
+      {"rms_norm_eps", 0.0, "norm eps is 0"},
       {"rms_norm_eps", "small", "'rms_norm_eps' must be a number"},
       {"rope_theta", 0.5, "rope_theta"},
       {"rope_theta", -1, "rope_theta"},
@@ -194,6 +304,16 @@ TEST(ModelConfigTest, NewRopeParametersAreRead) {
   EXPECT_EQ(config->rope_scaling.type, RopeScalingType::kNone);
 }
 
+TEST(ModelConfigTest, DynamicRopeScalingIsOfTheContextItself) {
+  Json json = GoodConfig();
+  json["rope_scaling"] = Json{{"type", "dynamic"}, {"factor", 2.0}};
+  const auto config = Parse(json);
+  QST_ASSERT_OK(config);
+  EXPECT_EQ(config->rope_scaling.type, RopeScalingType::kDynamic);
+  json["rope_scaling"]["original_max_position_embeddings"] = 256;
+  EXPECT_THAT(Parse(json), StatusIs(absl::StatusCode::kUnimplemented, HasSubstr("original_max_position_embeddings")));
+}
+
 TEST(RotaryInverseFrequenciesTest, FollowTheFormula) {
   ModelConfig config;
   config.head_dim = 4;
@@ -201,6 +321,8 @@ TEST(RotaryInverseFrequenciesTest, FollowTheFormula) {
   EXPECT_EQ(RotaryInverseFrequencies(config), (std::vector<float>{1.0f, 0.01f}));
   config.rope_scaling = {RopeScalingType::kLinear, 4.0};
   EXPECT_EQ(RotaryInverseFrequencies(config), (std::vector<float>{0.25f, 0.0025f}));
+  config.rope_scaling = {RopeScalingType::kDynamic, 4.0};
+  EXPECT_EQ(RotaryInverseFrequencies(config), (std::vector<float>{1.0f, 0.01f}));
 }
 
 TEST(RotaryInverseFrequenciesTest, Llama3KeepsShortWavesAndStretchesLongOnes) {
@@ -252,6 +374,7 @@ TEST(ModelTensorsTest, BiasesAndHeadFollowTheConfig) {
   const std::size_t plain = ModelTensors(*config).size();
   EXPECT_EQ(plain, 2u + 5 * 9);
   config->attention_bias = true;
+  config->attention_out_bias = true;
   config->mlp_bias = true;
   config->tie_word_embeddings = false;
   const auto tensors = ModelTensors(*config);

@@ -15,6 +15,7 @@
 #include "worker/checkpoint/gguf_model.h"
 #include "worker/checkpoint/huggingface_folder.h"
 #include "worker/checkpoint/llama2c_file.h"
+#include "worker/checkpoint/prefixed_tensors.h"
 
 namespace qst {
 namespace {
@@ -22,6 +23,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::uint64_t kMaxConfigBytes = 16 << 20;
+// Of all tensors but the LM head; files of a model without its head (the published ones of OPT) leave it out.
+constexpr char kBaseModelPrefix[] = "model.";
 
 // What a file is, from its first bytes.
 enum class FileKind { kUnknown, kGguf, kLlama2c, kSafetensors, kTorch };
@@ -90,11 +93,11 @@ absl::StatusOr<ModelSource> OpenFolder(const std::string& folder) {
   QST_ASSIGN_OR_RETURN(std::unique_ptr<HuggingFaceFolder> tensors, HuggingFaceFolder::Open(folder));
   source.format = tensors->format();
   source.weight_bytes = tensors->total_bytes();
-  if (!BitsandbytesWeights::IsIn(*tensors)) {
-    source.tensors = std::move(tensors);
-    return source;
+  std::unique_ptr<TensorSource> all = std::move(tensors);
+  if (BitsandbytesWeights::IsIn(*all)) {
+    QST_ASSIGN_OR_RETURN(all, BitsandbytesWeights::Create(std::move(all), folder));
   }
-  QST_ASSIGN_OR_RETURN(source.tensors, BitsandbytesWeights::Create(std::move(tensors), folder));
+  source.tensors = PrefixedTensors::Wrap(std::move(all), kBaseModelPrefix);
   return source;
 }
 

@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -17,20 +16,7 @@
 namespace qst {
 namespace {
 
-constexpr char kEmbeddingName[] = "model.embed_tokens.weight";
-constexpr char kHeadName[] = "lm_head.weight";
-constexpr char kLastNormName[] = "model.norm.weight";
-constexpr char kLayerPrefix[] = "model.layers.";
-
 std::int64_t CeilDivide(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
-// The layer that a tensor name speaks of, -1 if none.
-std::int64_t LayerOf(absl::string_view name) {
-  if (!absl::StartsWith(name, kLayerPrefix)) return -1;
-  name.remove_prefix(sizeof(kLayerPrefix) - 1);
-  std::int64_t layer = -1;
-  return absl::SimpleAtoi(name.substr(0, name.find('.')), &layer) ? layer : -1;
-}
 
 }  // namespace
 
@@ -53,6 +39,10 @@ absl::StatusOr<std::unique_ptr<StoredModel>> StoredModel::Open(const std::string
                                             kStoreManifestFile, " says ", model->manifest_.weights_bytes,
                                             ": import the model again"));
   }
+  for (ModelTensor& tensor : ModelTensors(model->config_)) {
+    std::string name = tensor.name;
+    model->tensors_.emplace(std::move(name), std::move(tensor));
+  }
   QST_RETURN_IF_ERROR(model->CheckTensors());
   model->CountBytes();
   return model;
@@ -70,8 +60,8 @@ std::string StoredModel::QuantStateName(absl::string_view name, Quant4Type* type
 }
 
 absl::Status StoredModel::CheckTensors() const {
-  for (const ModelTensor& wanted : ModelTensors(config_)) {
-    const TensorInfo* info = weights_->Find(wanted.name);
+  for (const auto& [name, wanted] : tensors_) {
+    const TensorInfo* info = weights_->Find(name);
     if (info == nullptr) {
       return absl::DataLossError(absl::StrCat(weights_->path(), ": tensor '", wanted.name, "' is missing"));
     }
@@ -89,17 +79,30 @@ absl::Status StoredModel::CheckTensors() const {
   return absl::OkStatus();
 }
 
+// Parts of a quantized weight are called like it, with a suffix.
+const ModelTensor* StoredModel::TensorOf(absl::string_view name) const {
+  auto it = tensors_.upper_bound(name);
+  if (it == tensors_.begin()) return nullptr;
+  --it;
+  const absl::string_view found = it->first;
+  const bool is_part = name.size() > found.size() && absl::StartsWith(name, found) && name[found.size()] == '.';
+  return name == found || is_part ? &it->second : nullptr;
+}
+
 void StoredModel::CountBytes() {
   layer_bytes_.assign(static_cast<std::size_t>(config_.num_layers), 0);
   for (const std::string& name : weights_->names()) {
+    const ModelTensor* const tensor = TensorOf(name);
+    if (tensor == nullptr) continue;
     const std::int64_t bytes = static_cast<std::int64_t>(weights_->Raw(name).num_bytes);
-    const std::int64_t layer = LayerOf(name);
-    if (layer >= 0 && layer < config_.num_layers) layer_bytes_[static_cast<std::size_t>(layer)] += bytes;
-    if (name == kEmbeddingName) {
+    if (tensor->layer >= 0) {
+      layer_bytes_[static_cast<std::size_t>(tensor->layer)] += bytes;
+    } else if (tensor->is_output) {
+      head_bytes_ += bytes;
+    } else {
       embedding_bytes_ += bytes;
-      if (config_.tie_word_embeddings) head_bytes_ += bytes;
+      if (config_.tie_word_embeddings && tensor->kind == ModelTensor::Kind::kEmbedding) head_bytes_ += bytes;
     }
-    if (name == kLastNormName || name == kHeadName) head_bytes_ += bytes;
   }
 }
 
@@ -198,10 +201,6 @@ absl::StatusOr<ConstMatrixView> StoredModel::Dense(absl::string_view name) const
   return weight.dense;
 }
 
-absl::StatusOr<ConstMatrixView> StoredModel::Head() const {
-  return Dense(config_.tie_word_embeddings ? kEmbeddingName : kHeadName);
-}
-
 absl::StatusOr<std::vector<float>> StoredModel::Floats(absl::string_view name) const {
   const TensorInfo* info = weights_->Find(name);
   if (info == nullptr) return absl::NotFoundError(absl::StrCat(weights_->path(), ": no tensor '", name, "'"));
@@ -212,8 +211,8 @@ absl::StatusOr<std::vector<float>> StoredModel::Floats(absl::string_view name) c
 
 void StoredModel::Prefetch(std::int64_t first, std::int64_t count) const {
   for (const std::string& name : weights_->names()) {
-    const std::int64_t layer = LayerOf(name);
-    if (layer < first || layer >= first + count) continue;
+    const ModelTensor* const tensor = TensorOf(name);
+    if (tensor == nullptr || tensor->layer < first || tensor->layer >= first + count) continue;
     const SafetensorsReader::RawTensor raw = weights_->Raw(name);
     weights_->file()->WillNeed(raw.file_offset, raw.num_bytes);
   }
@@ -221,9 +220,11 @@ void StoredModel::Prefetch(std::int64_t first, std::int64_t count) const {
 
 void StoredModel::Forget(std::int64_t first, std::int64_t count) const {
   for (const std::string& name : weights_->names()) {
-    const std::int64_t layer = LayerOf(name);
-    const bool is_meant = layer >= first && layer < first + count;
-    if (!is_meant && !(first == 0 && name == kEmbeddingName)) continue;
+    const ModelTensor* const tensor = TensorOf(name);
+    if (tensor == nullptr) continue;
+    const bool is_layer = tensor->layer >= first && tensor->layer < first + count;
+    const bool is_embedding = first == 0 && tensor->layer < 0 && !tensor->is_output;
+    if (!is_layer && !is_embedding) continue;
     const SafetensorsReader::RawTensor raw = weights_->Raw(name);
     weights_->file()->DontNeed(raw.file_offset, raw.num_bytes);
   }

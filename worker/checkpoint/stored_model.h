@@ -4,6 +4,8 @@
 #define QST_WORKER_CHECKPOINT_STORED_MODEL_H_
 
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -42,12 +44,13 @@ class StoredModel {
   absl::StatusOr<std::vector<float>> Floats(absl::string_view name) const;
   bool Has(absl::string_view name) const { return weights_->Find(name) != nullptr; }
 
-  // The embedding table and the LM head [V, d]; one and the same memory if the model ties them.
-  absl::StatusOr<ConstMatrixView> Embedding() const { return Dense("model.embed_tokens.weight"); }
-  absl::StatusOr<ConstMatrixView> Head() const;
+  // The embedding table and the LM head [V, e]; one and the same memory if the model ties them.
+  absl::StatusOr<ConstMatrixView> Embedding() const { return Dense(OuterTensors(config_).embedding); }
+  absl::StatusOr<ConstMatrixView> Head() const { return Dense(OuterTensors(config_).head); }
 
-  // Bytes in the weight file: of all tensors of layer i (from 0); of the embedding table; of what a worker that
-  // computes logits reads (last norm and head, which is the embedding table if tied).
+  // Bytes in the weight file: of all tensors of layer i (from 0); of those before the first layer (embedding table,
+  // positions); of what a worker that computes logits reads (last norm, and head, which is the embedding table if
+  // tied).
   std::int64_t LayerBytes(std::int64_t i) const { return layer_bytes_[static_cast<std::size_t>(i)]; }
   std::int64_t EmbeddingBytes() const { return embedding_bytes_; }
   std::int64_t HeadBytes() const { return head_bytes_; }
@@ -71,12 +74,15 @@ class StoredModel {
   absl::StatusOr<WeightView> Quantized(absl::string_view name, const std::string& state_name, Quant4Type type) const;
   absl::StatusOr<const float*> FloatArray(const std::string& name, std::int64_t expected_elems) const;
   absl::Status NotTheTable(absl::string_view name) const;
+  // The tensor of the model that a tensor of the file is or belongs to; null: none.
+  const ModelTensor* TensorOf(absl::string_view name) const;
   // The name of the quant_state tensor of a weight, empty if it is not quantized; its type in *type.
   std::string QuantStateName(absl::string_view name, Quant4Type* type) const;
 
   std::string folder_;
   ModelConfig config_;
   StoreManifest manifest_;
+  std::map<std::string, ModelTensor, std::less<>> tensors_;  // that the config asks for, by name
   std::unique_ptr<SafetensorsReader> weights_;
   std::vector<std::int64_t> layer_bytes_;
   std::int64_t embedding_bytes_ = 0;

@@ -78,7 +78,7 @@ std::vector<std::vector<double>> ReferenceHiddenStates(const TinyModel& model,
     std::vector<Vector> values;
     for (std::size_t t = 0; t < rows.size(); ++t) {
       Vector& x = rows[t];
-      const Vector normed = Normalise(tensor(prefix + "input_layernorm.weight"), x, c.rms_norm_eps);
+      const Vector normed = Normalise(tensor(prefix + "input_layernorm.weight"), x, c.norm_eps);
       Vector q = linear("self_attn.q_proj", normed);
       keys.push_back(linear("self_attn.k_proj", normed));
       values.push_back(linear("self_attn.v_proj", normed));
@@ -87,8 +87,12 @@ std::vector<std::vector<double>> ReferenceHiddenStates(const TinyModel& model,
       Vector attended(c.q_size(), 0.0);
       for (std::int64_t h = 0; h < c.num_heads; ++h) {
         const std::int64_t kv = h / group * c.head_dim;
-        Vector scores(t + 1, 0.0);
-        for (std::size_t j = 0; j <= t; ++j) {
+        // Those before the window stay so low that they have no weight.
+        const std::size_t window = static_cast<std::size_t>(c.WindowOf(layer));
+        const std::size_t first = window == 0 || t + 1 <= window ? 0 : t + 1 - window;
+        Vector scores(t + 1, -1e300);
+        for (std::size_t j = first; j <= t; ++j) {
+          scores[j] = 0.0;
           for (std::int64_t i = 0; i < c.head_dim; ++i) scores[j] += q[h * c.head_dim + i] * keys[j][kv + i];
           scores[j] /= std::sqrt(static_cast<double>(c.head_dim));
         }
@@ -103,7 +107,7 @@ std::vector<std::vector<double>> ReferenceHiddenStates(const TinyModel& model,
       }
       const Vector projected = linear("self_attn.o_proj", attended);
       for (std::size_t i = 0; i < x.size(); ++i) x[i] += projected[i];
-      const Vector normed2 = Normalise(tensor(prefix + "post_attention_layernorm.weight"), x, c.rms_norm_eps);
+      const Vector normed2 = Normalise(tensor(prefix + "post_attention_layernorm.weight"), x, c.norm_eps);
       Vector gate = linear("mlp.gate_proj", normed2);
       const Vector up = linear("mlp.up_proj", normed2);
       for (std::size_t i = 0; i < gate.size(); ++i) gate[i] = gate[i] / (1.0 + std::exp(-gate[i])) * up[i];

@@ -91,9 +91,24 @@ ModelConfig TinyLlamaConfig() {
   config.num_kv_heads = 2;
   config.head_dim = 8;
   config.max_position_embeddings = 128;
-  config.rms_norm_eps = 1e-5;
+  config.norm_eps = 1e-5;
   config.bos_token_id = 256;
   config.eos_token_ids = {257};
+  return config;
+}
+
+ModelConfig TinyOptConfig(bool post_norm) {
+  ModelConfig config = TinyLlamaConfig();
+  config.family = ModelFamily::kOpt;
+  config.architecture = "OPTForCausalLM";
+  config.model_type = "opt";
+  config.num_kv_heads = config.num_heads;
+  config.tie_word_embeddings = true;
+  config.attention_bias = true;
+  config.attention_out_bias = true;
+  config.mlp_bias = true;
+  config.is_post_norm = post_norm;
+  config.embedding_size = post_norm ? 16 : 0;
   return config;
 }
 
@@ -124,6 +139,10 @@ absl::Status WriteTinyModel(const TinyModel& model, const std::string& folder) {
   }
   QST_RETURN_IF_ERROR(WriteSafetensors(folder + "/model.safetensors", entries, {{"format", "pt"}}));
   QST_RETURN_IF_ERROR(WriteFileAtomically(folder + "/config.json", ModelConfigToJson(model.config, "")));
+  return WriteTinyTokenizer(folder);
+}
+
+absl::Status WriteTinyTokenizer(const std::string& folder) {
   QST_RETURN_IF_ERROR(WriteFileAtomically(folder + "/tokenizer.json", TokenizerJson()));
   return WriteFileAtomically(folder + "/tokenizer_config.json",
                              R"({"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": false})");
