@@ -5,6 +5,8 @@
 namespace qst {
 namespace {
 
+// Models of this family have layers of another kind than all others.
+constexpr char kOpt[] = "opt";
 // Parameters, optimizer, the side network's activations and all activations on CPU are float32.
 constexpr std::uint64_t kFloat = 4;
 // A stage's activations on a GPU.
@@ -81,9 +83,11 @@ MemoryNeed::MemoryNeed(const v1::Model& model, const JobLoad& load, v1::DeviceKi
   const std::uint64_t inner = model.intermediate_size() > 0 ? model.intermediate_size() : 4 * d;
   q_width_ = heads * head_dim;
   kv_width_ = kv_heads * head_dim;
-  // As the worker works out the side network's widths.
+  is_opt_ = model.family() == kOpt;
+  output_width_ = model.embedding_size() > 0 ? model.embedding_size() : d;
+  // As the worker works out the side network's widths; rotated heads are even.
   const std::uint64_t reduction = std::max<std::uint64_t>(1, load.side.reduction());
-  const std::uint64_t side_head_dim = RoundUp(DivideUp(d, reduction * heads), 2);
+  const std::uint64_t side_head_dim = RoundUp(DivideUp(d, reduction * heads), is_opt_ ? 1 : 2);
   side_hidden_ = side_head_dim * heads;
   side_kv_ = side_head_dim * kv_heads;
   side_inner_ = RoundUp(DivideUp(inner, reduction), 8);
@@ -98,13 +102,19 @@ std::uint64_t MemoryNeed::StageBytes(std::uint32_t first_layer, std::uint32_t nu
   const std::uint64_t d = model_.hidden_size();
   const std::uint64_t tokens = load_.pass_tokens;
   std::uint64_t bytes = num_layers * model_.layer_bytes();
-  if (first_layer == 0) bytes += model_.embedding_bytes();
+  if (first_layer == 0) {
+    bytes += model_.embedding_bytes();
+    // Embedded tokens before they are projected to the layers' width.
+    if (output_width_ != d) bytes += tokens * output_width_ * kFloat;
+  }
   const bool is_cuda = device_ == v1::DEVICE_KIND_CUDA;
   const std::uint64_t element = is_cuda ? kHalf : kFloat;
-  const std::uint64_t mlp_tokens = is_cuda ? std::max(kMlpTokens, kCudaMlpBytes / (2 * element * inner_)) : kMlpTokens;
+  const std::uint64_t mlp_buffers = is_opt_ ? 1 : 2;
+  const std::uint64_t mlp_tokens =
+      is_cuda ? std::max(kMlpTokens, kCudaMlpBytes / (mlp_buffers * element * inner_)) : kMlpTokens;
   // The residual stream is float32 on both; 8 bytes are a token's id and position.
   bytes += tokens * (element * (d + 2 * q_width_ + 2 * kv_width_) + kFloat * d + 8);
-  bytes += std::min(tokens, mlp_tokens) * element * 2 * inner_;
+  bytes += std::min(tokens, mlp_tokens) * element * mlp_buffers * inner_;
   bytes += element * num_layers * load_.cached_tokens * 2 * kv_width_;
   if (is_cuda) bytes += kCudaScratchBytes;
   // Residual streams that came ahead, and states that are leaving.
@@ -124,10 +134,16 @@ std::uint64_t MemoryNeed::HeadRows() const {
   return std::min(load_.micro_batch_tokens, std::clamp(rows, kMinHeadRows, is_cuda ? kCudaMaxHeadRows : kMaxHeadRows));
 }
 
+std::uint64_t MemoryNeed::HeadStateFloats() const {
+  const std::uint64_t d = model_.hidden_size();
+  return output_width_ == d ? d : d + output_width_;
+}
+
 std::uint64_t MemoryNeed::SideParameters() const {
   const std::uint64_t d = model_.hidden_size();
   const std::uint64_t ds = side_hidden_;
-  const std::uint64_t classifier = load_.task.type() == v1::TASK_TYPE_CLASSIFICATION ? NumOutputs() * d : 0;
+  const std::uint64_t e = output_width_;
+  const std::uint64_t classifier = load_.task.type() == v1::TASK_TYPE_CLASSIFICATION ? NumOutputs() * e : 0;
   if (num_side_layers_ == 0) return classifier;
   std::uint64_t down = 2 * ds;  // its norm
   switch (load_.side.downsample()) {
@@ -140,19 +156,23 @@ std::uint64_t MemoryNeed::SideParameters() const {
     default:
       down += load_.side.rank() * (d + ds);
   }
-  const std::uint64_t layer = 2 * ds * (ds + side_kv_) + 3 * ds * side_inner_ + 3 * ds;  // two norms, gates
-  const std::uint64_t up = d * ds + ds + 2 * d;
+  // With two norms and gates; in family opt also biases.
+  const std::uint64_t layer = is_opt_ ? 4 * ds * ds + 2 * ds * side_inner_ + 10 * ds + side_inner_
+                                      : 2 * ds * (ds + side_kv_) + 3 * ds * side_inner_ + 3 * ds;
+  const std::uint64_t up = e * ds + 2 * ds + 2 * e;
   return (num_side_layers_ + 1) * down + num_side_layers_ * layer + up + classifier;
 }
 
 std::uint64_t MemoryNeed::SideActivationBytes() const {
-  const std::uint64_t d = model_.hidden_size();
   const std::uint64_t ds = side_hidden_;
   const std::uint64_t tokens = load_.micro_batch_tokens;
   const std::uint64_t down = 2 * ds + 2 + load_.side.rank();
-  const std::uint64_t layer = 5 * ds + 2 * side_kv_ + heads_ + 2 * side_inner_ + 2;
-  const std::uint64_t backward = 3 * ds + std::max(4 * side_inner_, 2 * ds + 2 * side_kv_);
-  const std::uint64_t head = HeadRows() * (4 * d + 4 * ds + 1 + NumOutputs());
+  // Of family opt as with norms that follow their blocks, which keep two more states.
+  const std::uint64_t attention = 2 * ds + 2 * side_kv_;
+  const std::uint64_t layer =
+      is_opt_ ? 5 * ds + attention + heads_ + side_inner_ + 4 : 3 * ds + attention + heads_ + 2 * side_inner_ + 2;
+  const std::uint64_t backward = 3 * ds + std::max((is_opt_ ? 2 : 4) * side_inner_, attention);
+  const std::uint64_t head = HeadRows() * (HeadStateFloats() + 3 * output_width_ + 4 * ds + 2 + NumOutputs());
   if (num_side_layers_ == 0) return kFloat * (head + tokens * kFloatsOfToken);
   const std::uint64_t kept = tokens * (down + num_side_layers_ * (down + layer) + ds + kFloatsOfToken);
   return kFloat * (kept + std::max(head, tokens * backward));
@@ -165,14 +185,16 @@ std::uint64_t MemoryNeed::SideBytes() const {
   if (load_.task.type() != v1::TASK_TYPE_CLASSIFICATION) {
     bytes += model_.head_bytes() > 0 ? model_.head_bytes() : model_.embedding_bytes();
   }
+  // A projection before it, at its widest.
+  if (output_width_ != model_.hidden_size()) bytes += kFloat * output_width_ * model_.hidden_size();
   const bool is_trained = load_.micro_batch_tokens > 0;
   // Values; gradients and two moments where they are trained.
   bytes += SideParameters() * kFloat * (is_trained ? 4 : 1);
   bytes += kFloat * num_side_layers_ * load_.cached_tokens * 2 * side_kv_;
   if (is_trained) bytes += SideActivationBytes();
   if (load_.has_linear_probe) {
-    const std::uint64_t d = model_.hidden_size();
-    bytes += kFloat * (HeadRows() * (d + NumOutputs()) + 4 * NumOutputs() * d);
+    const std::uint64_t e = output_width_;
+    bytes += kFloat * (HeadRows() * (HeadStateFloats() + NumOutputs()) + 4 * NumOutputs() * e);
   }
   // All layers' states of the passes on their way; without a side network, the last layer's. That one is never
   // narrower than bf16, in which 8-bit ones of the pass that is read are unpacked.

@@ -50,6 +50,8 @@ class MemoryNeed {
   std::uint64_t NumOutputs() const;
   // Rows that the head works on at a time.
   std::uint64_t HeadRows() const;
+  // Of one row: the last layer's state, and what it is projected to.
+  std::uint64_t HeadStateFloats() const;
 
   const v1::Model model_;
   const JobLoad load_;
@@ -59,6 +61,8 @@ class MemoryNeed {
   std::uint64_t q_width_;
   std::uint64_t kv_width_;
   std::uint64_t inner_;
+  bool is_opt_;
+  std::uint64_t output_width_;  // of what the LM head or a classifier reads
   // The side network's; no layers: there is none, only a head.
   std::uint64_t num_side_layers_;
   std::uint64_t side_hidden_;

@@ -115,6 +115,38 @@ TEST(MemoryNeedTest, GenerationKeepsKeysAndValuesAndTrainsNothing) {
   EXPECT_GT(with_side.SideBytes(), plain.SideBytes());
 }
 
+// OPT-2.7B.
+v1::Model Opt() {
+  v1::Model model;
+  model.set_family("opt");
+  model.set_num_layers(32);
+  model.set_hidden_size(2560);
+  model.set_intermediate_size(10240);
+  model.set_num_heads(32);
+  model.set_num_kv_heads(32);
+  model.set_head_dim(80);
+  model.set_vocab_size(50272);
+  model.set_layer_bytes(41'000'000);
+  model.set_embedding_bytes(267'000'000);
+  model.set_position_rows(2050);
+  return model;
+}
+
+TEST(MemoryNeedTest, OptHasOneFeedForwardBufferAndMayProjectItsEmbedding) {
+  v1::Model model = Opt();
+  const std::uint64_t tokens = 1536;
+  const std::uint64_t passing =
+      4 * (tokens * 6 * 2560 + 1024 * 10240) + tokens * 8 + tokens * 2560 * 4 + 2 * tokens * 2560 * 2;
+  const auto stage = [&](std::uint32_t first) {
+    return MemoryNeed(model, LoadOfTraining(Spec()), v1::DEVICE_KIND_CPU).StageBytes(first, 8);
+  };
+  EXPECT_EQ(stage(8), 8 * 41'000'000 + passing);
+  EXPECT_EQ(stage(0), 8 * 41'000'000 + passing + 267'000'000);
+  model.set_embedding_size(512);
+  EXPECT_EQ(stage(8), 8 * 41'000'000 + passing);
+  EXPECT_EQ(stage(0), 8 * 41'000'000 + passing + 267'000'000 + tokens * 512 * 4);
+}
+
 TEST(MemoryNeedTest, AModelWhoseRecordSaysTooLittleIsNotChecked) {
   v1::Model model;
   model.set_num_layers(6);

@@ -3,6 +3,7 @@
 #define QST_WORKER_HOST_FROZEN_H_
 
 #include <memory>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "kernels/device.h"
@@ -15,8 +16,8 @@ namespace qst {
 
 BackboneDims DimsOf(const ModelConfig& config);
 
-// The norm's weight and the head's matrix where ops of a context read them. On CPU the matrix lies in the model, which
-// must outlive it; on CUDA both are copies.
+// Last norm, projection and the head's matrix where ops of a context read them. On CPU the matrices lie in the model,
+// which must outlive them; on CUDA all are copies.
 class FrozenWeights {
  public:
   // needs_lm_head: false leaves it out (classification). What `ctx` points to must outlive the weights.
@@ -32,6 +33,9 @@ class FrozenWeights {
 
  private:
   explicit FrozenWeights(const OpContext& ctx) : ctx_(ctx) {}
+  // Nothing for an empty name.
+  absl::Status AddVector(const StoredModel& model, const std::string& name, ConstMatrixView* view);
+
   const OpContext ctx_;
   DeviceWeights weights_;
   FrozenHead head_;

@@ -140,6 +140,9 @@ absl::Status ModelImport::Execute(v1::Model* model) {
   model->set_num_kv_heads(static_cast<std::uint32_t>(config.num_kv_heads));
   model->set_head_dim(static_cast<std::uint32_t>(config.head_dim));
   model->set_vocab_size(static_cast<std::uint32_t>(config.vocab_size));
+  model->set_family(ModelFamilyName(config.family));
+  model->set_position_rows(static_cast<std::uint32_t>(config.position_rows()));
+  model->set_embedding_size(config.has_projections() ? static_cast<std::uint32_t>(config.embedding_width()) : 0);
   model->set_num_parameters(static_cast<std::uint64_t>(config.NumParameters()));
   model->set_stored_bytes(manifest.weights_bytes);
   // The largest: layers differ where some modules are not quantized.

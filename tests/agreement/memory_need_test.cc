@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "kernels/device.h"
 #include "proto/support/status_matchers.h"
@@ -37,18 +38,34 @@ v1::Model RecordOf(const StoredModel& stored) {
   model.set_layer_bytes(stored.LayerBytes(0));
   model.set_embedding_bytes(stored.EmbeddingBytes());
   model.set_head_bytes(config.tie_word_embeddings ? 0 : stored.HeadBytes());
+  model.set_family(ModelFamilyName(config.family));
+  model.set_position_rows(config.position_rows());
+  model.set_embedding_size(config.has_projections() ? config.embedding_width() : 0);
   return model;
 }
 
-class MemoryNeedAgreementTest : public testing::Test {
+ModelConfig LlamaConfig() {
+  ModelConfig config = TinyLlamaConfig();
+  config.num_kv_heads = 2;
+  return config;
+}
+
+ModelConfig OptConfig(bool post_norm) {
+  ModelConfig config = TinyOptConfig(post_norm);
+  config.num_kv_heads = 8;
+  config.embedding_size = post_norm ? 128 : 256;
+  return config;
+}
+
+// By family.
+class MemoryNeedAgreementTest : public testing::TestWithParam<ModelConfig> {
  protected:
   MemoryNeedAgreementTest() {
-    ModelConfig config = TinyLlamaConfig();
+    ModelConfig config = GetParam();
     config.num_layers = 4;
     config.hidden_size = 256;
     config.intermediate_size = 704;
     config.num_heads = 8;
-    config.num_kv_heads = 2;
     config.head_dim = 32;
     const std::string folder = MakeTestFolder("source");
     QST_EXPECT_OK(WriteTinyModel(MakeTinyModel(config, 1), folder));
@@ -89,7 +106,7 @@ class MemoryNeedAgreementTest : public testing::Test {
   std::unique_ptr<StoredModel> stored_;
 };
 
-TEST_F(MemoryNeedAgreementTest, AStageInTraining) {
+TEST_P(MemoryNeedAgreementTest, AStageInTraining) {
   for (const std::uint64_t tokens : {1, 300, 4096}) {
     JobLoad load;
     load.pass_tokens = tokens;
@@ -99,19 +116,30 @@ TEST_F(MemoryNeedAgreementTest, AStageInTraining) {
   }
 }
 
-TEST_F(MemoryNeedAgreementTest, AStageInGeneration) {
+TEST_P(MemoryNeedAgreementTest, AStageInGeneration) {
   JobLoad load;
   load.pass_tokens = 100;
   load.cached_tokens = 100;
   ExpectStageAgrees(load);
 }
 
-// Shapes of models: LLaMA-2-7B, SmolLM2-135M (tied head), LLaMA-2-70B.
+INSTANTIATE_TEST_SUITE_P(Families, MemoryNeedAgreementTest,
+                         testing::Values(LlamaConfig(), OptConfig(false), OptConfig(true)), [](const auto& info) {
+                           return absl::StrCat(info.param.model_type, info.param.is_post_norm ? "_post_norm" : "");
+                         });
+
+// Shapes of models: LLaMA-2-7B, SmolLM2-135M (tied head), LLaMA-2-70B, OPT-2.7B, OPT-350M, OPT-66B.
 std::vector<BackboneDims> BackboneShapes() {
-  std::vector<BackboneDims> shapes(3);
+  std::vector<BackboneDims> shapes(6);
   shapes[0] = {"llama", 32, 4096, 11008, 32, 32, 32000};
   shapes[1] = {"llama", 30, 576, 1536, 9, 3, 49152};
   shapes[2] = {"llama", 80, 8192, 28672, 64, 8, 32000};
+  shapes[3] = {"opt", 32, 2560, 10240, 32, 32, 50272};
+  shapes[4] = {"opt", 24, 1024, 4096, 16, 16, 50272};
+  shapes[4].embedding_size = 512;
+  shapes[4].is_post_norm = true;
+  shapes[4].has_final_norm = false;
+  shapes[5] = {"opt", 64, 9216, 36864, 72, 72, 50272};
   return shapes;
 }
 
@@ -136,6 +164,8 @@ TEST(MemoryNeedAgreementWithoutModelTest, TheSideNetworkOnEveryShapeDeviceAndWir
           model.set_num_heads(dims.num_heads);
           model.set_num_kv_heads(dims.num_kv_heads);
           model.set_vocab_size(dims.vocab_size);
+          model.set_family(dims.family);
+          model.set_embedding_size(dims.embedding_size);
           model.set_layer_bytes(1);
           const bool is_cuda = device == DeviceType::kCuda;
           const MemoryNeed need(model, load, is_cuda ? v1::DEVICE_KIND_CUDA : v1::DEVICE_KIND_CPU);

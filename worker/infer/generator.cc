@@ -22,7 +22,7 @@ absl::StatusOr<std::string> Generator::Run(const std::vector<std::int32_t>& prom
     return absl::InvalidArgumentError(absl::StrCat("the prompt has ", prompt_tokens, " tokens; the model takes ",
                                                    options.max_tokens, ", the answer included"));
   }
-  const std::int64_t width = stream_->hidden_size();
+  const std::int64_t width = lm_head_.cols();
   std::vector<float> logits(static_cast<std::size_t>(lm_head_.rows()));
   const auto logit_bytes = static_cast<std::int64_t>(logits.size() * sizeof(float));
   QST_ASSIGN_OR_RETURN(state_, DeviceMemory::Allocate(ctx_, width * static_cast<std::int64_t>(sizeof(float))));

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/device.h"
+#include "kernels/device_memory.h"
 #include "kernels/tensor.h"
 #include "worker/side/head.h"
 #include "worker/side/side_network.h"
@@ -20,13 +21,13 @@ class NextState {
   virtual ~NextState() = default;
   // The first layer whose states Compute asks for.
   virtual std::int64_t first_layer() const = 0;
-  // num_tokens more tokens of the sequence, whose states `source` gives layer by layer; out [1, d] is for the last one.
+  // num_tokens more tokens of the sequence, whose states `source` gives layer by layer; out [1, e] is for the last one.
   // Enqueued; all matrices lie in the memory of ctx's device.
   virtual absl::Status Compute(const OpContext& ctx, std::int64_t num_tokens, const HiddenStateSource& source,
                                const MatrixView& out) = 0;
 };
 
-// The model alone: its own last norm.
+// The model alone: its own last norm and projection.
 class BackboneNextState : public NextState {
  public:
   // `frozen` must outlive it.
@@ -38,6 +39,7 @@ class BackboneNextState : public NextState {
  private:
   const FrozenHead& frozen_;
   const std::int64_t num_layers_;
+  DeviceMemory state_;  // [1, d], the last token's
 };
 
 }  // namespace qst

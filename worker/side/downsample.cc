@@ -49,7 +49,7 @@ absl::Status Project(const OpContext& ctx, const SideNetworkConfig& config, cons
 
 DownsampleTensors FindDownsampleTensors(const SideNetworkConfig& config, std::int64_t module, TensorSet set,
                                         Parameters* parameters) {
-  const std::string prefix = absl::StrCat("model.downsample.", module);
+  const std::string prefix = absl::StrCat(config.model_prefix(), "downsample.", module);
   const auto find = [&](const char* suffix) {
     const std::string name = prefix + suffix;
     return set == TensorSet::kValues ? parameters->Value(name) : parameters->Gradient(name);

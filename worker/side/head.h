@@ -1,9 +1,10 @@
 // From the last states to predictions, and back:
-//   h      = alpha norm(h_f[N]) + (1 - alpha) up(norm_g(h_g[N]))
+//   h      = alpha P norm(h_f[N]) + (1 - alpha) up(norm_g(h_g[N]))
 //   logits = W h
-// W is the backbone's own LM head (frozen) or a trainable classifier. Only rows with a target are computed, in
-// chunks (HeadChunkRows), so that the logits of a large vocabulary never lie in memory all at once. All memory is the
-// device's.
+// P projects to the width e of the embedding where that differs from d (OPT-350M; there h_f[N] is not normed, neither
+// is h_g[N]). With mix_weighs_side alpha and 1 - alpha change places. W is the backbone's own LM head (frozen) or a
+// trainable classifier. Only rows with a target are computed, in chunks (HeadChunkRows), so that the logits of a large
+// vocabulary never lie in memory all at once. All memory is the device's.
 #ifndef QST_WORKER_SIDE_HEAD_H_
 #define QST_WORKER_SIDE_HEAD_H_
 
@@ -14,6 +15,7 @@
 #include "kernels/tensor.h"
 #include "worker/side/arena.h"
 #include "worker/side/downsample.h"
+#include "worker/side/norm.h"
 #include "worker/side/parameters.h"
 #include "worker/side/side_config.h"
 
@@ -21,18 +23,27 @@ namespace qst {
 
 // The backbone's last norm and LM head; borrowed, never changed.
 struct FrozenHead {
-  ConstMatrixView final_norm;  // [1, d] f32
+  NormKind norm = NormKind::kRms;
+  ConstMatrixView final_norm;       // [1, d] f32; empty if the norm has no weight
+  ConstMatrixView final_norm_bias;  // [1, d] f32; empty but for LayerNorm with weight
   float norm_eps = 1e-5f;
-  WeightView lm_head;  // [V, d], any dtype; empty for classification
+  WeightView projection;  // [e, d], any type; empty if e is d
+  WeightView lm_head;     // [V, e], any dtype; empty for classification
 };
+// kInvalidArgument: the head does not fit the configuration.
+absl::Status CheckFrozenHead(const SideNetworkConfig& config, const FrozenHead& frozen);
+// What the backbone itself gives its LM head: out [num, e] = P norm(states), states [num, d] f32, which are
+// overwritten.
+[[nodiscard]] absl::Status BackboneOutput(const OpContext& ctx, const FrozenHead& frozen, const MatrixView& states,
+                                          const MatrixView& out);
 
 // Parameters of the head, or their gradients; views that a configuration has no use for are empty.
 struct HeadTensors {
-  MatrixView norm;           // [1, ds]
-  MatrixView upsample;       // [d, ds]
-  MatrixView upsample_bias;  // [1, d]
-  MatrixView mix;            // [1, 1] or [1, d]
-  MatrixView score;          // [C, d]
+  NormTensors norm;          // [1, ds]
+  MatrixView upsample;       // [e, ds]
+  MatrixView upsample_bias;  // [1, e]
+  MatrixView mix;            // [1, 1] or [1, e]
+  MatrixView score;          // [C, e]
 };
 HeadTensors FindHeadTensors(const SideNetworkConfig& config, TensorSet set, Parameters* parameters);
 
@@ -65,7 +76,7 @@ struct HeadArgs {
                                    const HeadTensors& values, const HeadTensors& gradients, const HeadArgs& args,
                                    Arena* arena, const HeadOutputs& outputs);
 
-// The state that the head's matrix is applied to, for the given rows: out [num, d]. Generation and inspection.
+// The state that the head's matrix is applied to, for the given rows: out [num, e]. Generation and inspection.
 [[nodiscard]] absl::Status MixedState(const OpContext& ctx, const SideNetworkConfig& config, const FrozenHead& frozen,
                                       const HeadTensors& values, const ConstMatrixView& backbone_last,
                                       const ConstMatrixView& side_last, const std::int32_t* rows, std::int64_t num,

@@ -67,7 +67,7 @@ class LayoutBuilder {
 };
 
 void AddDownsample(const SideNetworkConfig& config, std::int64_t module, LayoutBuilder* builder) {
-  const std::string prefix = absl::StrCat("model.downsample.", module);
+  const std::string prefix = absl::StrCat(config.model_prefix(), "downsample.", module);
   const std::int64_t d = config.backbone.hidden_size;
   const std::int64_t ds = config.hidden_size;
   switch (config.downsample) {
@@ -88,8 +88,26 @@ void AddDownsample(const SideNetworkConfig& config, std::int64_t module, LayoutB
   if (config.downsample_norm) builder->Norm(prefix + ".post_layer_norm", ds, /*has_bias=*/true);
 }
 
+void AddOptSideLayer(const SideNetworkConfig& config, const std::string& prefix, LayoutBuilder* builder) {
+  const std::int64_t ds = config.hidden_size;
+  const bool has_affine = config.backbone.has_norm_affine;
+  const auto linear = [&](const char* name, std::int64_t rows, std::int64_t cols) {
+    builder->Weight(prefix + name + ".weight", rows, cols);
+    if (config.backbone.has_bias) builder->Bias(prefix + name + ".bias", rows, /*fan_in=*/cols);
+  };
+  if (has_affine) builder->Norm(prefix + "self_attn_layer_norm", ds, /*has_bias=*/true);
+  linear("self_attn.q_proj", ds, ds);
+  linear("self_attn.k_proj", ds, ds);
+  linear("self_attn.v_proj", ds, ds);
+  linear("self_attn.out_proj", ds, ds);
+  if (has_affine && !config.frozen_mlp_norm) builder->Norm(prefix + "final_layer_norm", ds, /*has_bias=*/true);
+  linear("fc1", config.intermediate_size, ds);
+  linear("fc2", ds, config.intermediate_size);
+}
+
 void AddSideLayer(const SideNetworkConfig& config, std::int64_t layer, LayoutBuilder* builder) {
-  const std::string prefix = absl::StrCat("model.qst_layers.", layer, ".");
+  const std::string prefix = absl::StrCat(config.model_prefix(), "qst_layers.", layer, ".");
+  if (config.backbone.is_opt()) return AddOptSideLayer(config, prefix, builder);
   const std::int64_t ds = config.hidden_size;
   const std::int64_t kv = config.head_dim * config.backbone.num_kv_heads;
   const std::int64_t inner = config.intermediate_size;
@@ -108,20 +126,23 @@ void AddSideLayer(const SideNetworkConfig& config, std::int64_t layer, LayoutBui
 
 std::vector<ParameterInfo> ParameterLayout(const SideNetworkConfig& config) {
   LayoutBuilder builder;
-  const std::int64_t d = config.backbone.hidden_size;
+  const std::int64_t e = config.backbone.output_width();
   const std::int64_t ds = config.hidden_size;
   if (config.has_side_network()) {
     for (std::int64_t i = 0; i < config.num_downsample_modules(); ++i) AddDownsample(config, i, &builder);
     for (std::int64_t i = 0; i < config.backbone.num_layers; ++i) {
-      builder.Gate(absl::StrCat("model.z.", i), config.gate_per_channel ? ds : 1, config.gate_init);
+      builder.Gate(absl::StrCat(config.model_prefix(), "z.", i), config.gate_per_channel ? ds : 1, config.gate_init);
       AddSideLayer(config, i, &builder);
     }
-    builder.Norm("model.norm_qst", ds, /*has_bias=*/false);
-    builder.Weight("upsample.weight", d, ds);
-    if (config.upsample_bias) builder.Bias("upsample.bias", d, /*fan_in=*/ds);
-    builder.Gate(config.is_classification() ? "score_z" : "lm_head_z", config.sigmoid_mix ? d : 1, config.mix_init);
+    const NormKind norm = config.backbone.final_norm();
+    if (norm == NormKind::kRms || (norm == NormKind::kLayer && config.backbone.has_norm_affine)) {
+      builder.Norm(absl::StrCat(config.model_prefix(), config.final_norm_name()), ds, norm == NormKind::kLayer);
+    }
+    builder.Weight("upsample.weight", e, ds);
+    if (config.upsample_bias) builder.Bias("upsample.bias", e, /*fan_in=*/ds);
+    builder.Gate(config.is_classification() ? "score_z" : "lm_head_z", config.sigmoid_mix ? e : 1, config.mix_init);
   }
-  if (config.is_classification()) builder.Weight("score.weight", config.num_classes(), d);
+  if (config.is_classification()) builder.Weight("score.weight", config.num_classes(), e);
   return builder.Finish();
 }
 

@@ -40,23 +40,23 @@ absl::Status CheckFinite(const char* field, double value) {
 }
 
 absl::Status CheckBackbone(const BackboneDims& dims) {
-  if (dims.family != "llama") {
-    return absl::UnimplementedError(absl::StrCat("side network: no side layer for backbone family \"", dims.family,
-                                                 "\"; known: llama"));
+  if (dims.family != "llama" && dims.family != "opt") {
+    return absl::UnimplementedError(
+        absl::StrCat("side network: no side layer for backbone family \"", dims.family, "\"; known: llama, opt"));
   }
-  const bool is_sane = dims.num_layers >= 1 && dims.num_layers <= 4096 && dims.hidden_size >= 1 &&
-                       dims.hidden_size <= (1 << 20) && dims.intermediate_size >= 1 &&
-                       dims.intermediate_size <= (1 << 24) && dims.num_heads >= 1 &&
-                       dims.num_heads <= dims.hidden_size && dims.num_kv_heads >= 1 &&
-                       dims.num_heads % dims.num_kv_heads == 0 && dims.vocab_size >= 1 &&
-                       dims.vocab_size <= (1 << 28) && dims.norm_eps > 0.0f && std::isfinite(dims.norm_eps) &&
-                       dims.rope_theta > 0.0 && std::isfinite(dims.rope_theta);
+  const bool is_sane =
+      dims.num_layers >= 1 && dims.num_layers <= 4096 && dims.hidden_size >= 1 && dims.hidden_size <= (1 << 20) &&
+      dims.intermediate_size >= 1 && dims.intermediate_size <= (1 << 24) && dims.num_heads >= 1 &&
+      dims.num_heads <= dims.hidden_size && dims.num_kv_heads >= 1 && dims.num_heads % dims.num_kv_heads == 0 &&
+      dims.vocab_size >= 1 && dims.vocab_size <= (1 << 28) && dims.norm_eps > 0.0f && std::isfinite(dims.norm_eps) &&
+      dims.rope_theta > 0.0 && std::isfinite(dims.rope_theta) && dims.embedding_size >= 0 &&
+      dims.embedding_size <= (1 << 20);
   if (is_sane) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("side network: impossible backbone: ", dims.num_layers, " layers, hidden size ", dims.hidden_size,
-                   ", intermediate size ", dims.intermediate_size, ", ", dims.num_heads, " heads, ",
-                   dims.num_kv_heads, " key-value heads, vocabulary ", dims.vocab_size, ", norm eps ", dims.norm_eps,
-                   ", rope theta ", dims.rope_theta));
+                   ", intermediate size ", dims.intermediate_size, ", ", dims.num_heads, " heads, ", dims.num_kv_heads,
+                   " key-value heads, vocabulary ", dims.vocab_size, ", norm eps ", dims.norm_eps, ", rope theta ",
+                   dims.rope_theta, ", embedding size ", dims.embedding_size));
 }
 
 // Checks the resolved fields and works out the widths.
@@ -68,8 +68,8 @@ absl::Status Finish(SideNetworkConfig* config) {
                                                    dims.hidden_size, "], the model's hidden size"));
   }
   if (config->rank < 1 || config->rank > dims.hidden_size) {
-    return absl::InvalidArgumentError(absl::StrCat("side.rank: ", config->rank, " is not in [1, ", dims.hidden_size,
-                                                   "], the model's hidden size"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("side.rank: ", config->rank, " is not in [1, ", dims.hidden_size, "], the model's hidden size"));
   }
   QST_RETURN_IF_ERROR(CheckFinite("gate_init", config->gate_init));
   QST_RETURN_IF_ERROR(CheckFinite("mix_init", config->mix_init));
@@ -87,16 +87,15 @@ absl::Status Finish(SideNetworkConfig* config) {
         "side.preset: probe trains only a classifier, so task.type must be classification");
   }
   const std::int64_t parts = config->reduction * dims.num_heads;
-  config->head_dim = RoundUp((dims.hidden_size + parts - 1) / parts, 2);
+  config->head_dim = RoundUp((dims.hidden_size + parts - 1) / parts, dims.is_opt() ? 1 : 2);
   config->hidden_size = config->head_dim * dims.num_heads;
   config->intermediate_size = RoundUp((dims.intermediate_size + config->reduction - 1) / config->reduction, 8);
   if (config->has_side_network() && config->hidden_size > dims.hidden_size) {
-    const bool pools =
-        config->downsample == v1::DOWNSAMPLE_MAXPOOL || config->downsample == v1::DOWNSAMPLE_AVGPOOL;
+    const bool pools = config->downsample == v1::DOWNSAMPLE_MAXPOOL || config->downsample == v1::DOWNSAMPLE_AVGPOOL;
     if (pools) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("side.downsample: pooling cannot widen: the side network has ", config->hidden_size,
-                       " channels (heads of 2), the model ", dims.hidden_size, "; use adapter, lora or linear"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "side.downsample: pooling cannot widen: the side network has ", config->hidden_size, " channels (heads of ",
+          config->head_dim, "), the model ", dims.hidden_size, "; use adapter, lora or linear"));
     }
   }
   return absl::OkStatus();
@@ -145,6 +144,25 @@ class Fields {
   absl::Status status_;
 };
 
+absl::Status GetOptFields(Fields* fields, SideNetworkConfig* config) {
+  std::string activation;
+  fields->Get("embedding_size", &config->backbone.embedding_size);
+  fields->Get("activation", &activation);
+  fields->Get("has_bias", &config->backbone.has_bias);
+  fields->Get("is_post_norm", &config->backbone.is_post_norm);
+  fields->Get("has_norm_affine", &config->backbone.has_norm_affine);
+  fields->Get("has_final_norm", &config->backbone.has_final_norm);
+  fields->Get("frozen_mlp_norm", &config->frozen_mlp_norm);
+  fields->Get("mix_weighs_side", &config->mix_weighs_side);
+  QST_RETURN_IF_ERROR(fields->status());
+  if (activation != "relu" && activation != "gelu") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("side_config.json: activation: unknown value \"", activation, "\"; known: relu, gelu"));
+  }
+  config->backbone.activation = activation == "gelu" ? Activation::kGelu : Activation::kRelu;
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::StatusOr<SideNetworkConfig> ResolveSideConfig(const v1::SideConfig& side, v1::TaskType task,
@@ -164,7 +182,10 @@ absl::StatusOr<SideNetworkConfig> ResolveSideConfig(const v1::SideConfig& side, 
   config.gate_lr_scale = side.has_gate_lr_scale() ? side.gate_lr_scale() : default_scale;
   config.gate_init = side.has_gate_init() ? side.gate_init() : (is_reference ? 0.5 : 0.0);
   config.gate_per_channel = side.has_gate_per_channel() ? side.gate_per_channel() : is_reference;
-  config.mix_init = side.has_mix_init() ? side.mix_init() : 1.0;
+  config.frozen_mlp_norm = is_reference && backbone.is_opt();
+  config.mix_weighs_side = is_reference && backbone.is_opt();
+  const double default_mix = config.mix_weighs_side && config.is_classification() ? 0.0 : 1.0;
+  config.mix_init = side.has_mix_init() ? side.mix_init() : default_mix;
   config.sigmoid_mix = side.has_sigmoid_mix() ? side.sigmoid_mix() : is_reference;
   config.downsample_norm = side.has_downsample_norm() ? side.downsample_norm() : (is_reference || is_tuned);
   config.share_first_downsample = side.has_share_first_downsample() ? side.share_first_downsample() : is_reference;
@@ -209,7 +230,18 @@ std::string SideConfigToJson(const SideNetworkConfig& config) {
   json["num_kv_heads"] = config.backbone.num_kv_heads;
   json["vocab_size"] = config.backbone.vocab_size;
   json["norm_eps"] = config.backbone.norm_eps;
-  json["rope_theta"] = config.backbone.rope_theta;
+  if (config.backbone.is_opt()) {
+    json["embedding_size"] = config.backbone.output_width();
+    json["activation"] = config.backbone.activation == Activation::kGelu ? "gelu" : "relu";
+    json["has_bias"] = config.backbone.has_bias;
+    json["is_post_norm"] = config.backbone.is_post_norm;
+    json["has_norm_affine"] = config.backbone.has_norm_affine;
+    json["has_final_norm"] = config.backbone.has_final_norm;
+    json["frozen_mlp_norm"] = config.frozen_mlp_norm;
+    json["mix_weighs_side"] = config.mix_weighs_side;
+  } else {
+    json["rope_theta"] = config.backbone.rope_theta;
+  }
   // Labels come from users' files; what is not UTF-8 there must not throw here.
   return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
@@ -232,16 +264,18 @@ absl::StatusOr<SideNetworkConfig> SideConfigFromJson(absl::string_view text) {
   fields.Get("format_version", &version);
   fields.Get("base_model", &config.base_model);
   fields.Get("family", &config.backbone.family);
-  fields.GetEnum("task", kTaskPrefix,
-                 [](const std::string& s, v1::TaskType* v) { return v1::TaskType_Parse(s, v); }, &config.task);
+  fields.GetEnum(
+      "task", kTaskPrefix, [](const std::string& s, v1::TaskType* v) { return v1::TaskType_Parse(s, v); },
+      &config.task);
   fields.Get("labels", &config.labels);
-  fields.GetEnum("preset", kPresetPrefix,
-                 [](const std::string& s, v1::SidePreset* v) { return v1::SidePreset_Parse(s, v); }, &config.preset);
+  fields.GetEnum(
+      "preset", kPresetPrefix, [](const std::string& s, v1::SidePreset* v) { return v1::SidePreset_Parse(s, v); },
+      &config.preset);
   fields.Get("gate_orientation", &orientation);
   fields.Get("reduction", &config.reduction);
-  fields.GetEnum("downsample", kDownsamplePrefix,
-                 [](const std::string& s, v1::Downsample* v) { return v1::Downsample_Parse(s, v); },
-                 &config.downsample);
+  fields.GetEnum(
+      "downsample", kDownsamplePrefix,
+      [](const std::string& s, v1::Downsample* v) { return v1::Downsample_Parse(s, v); }, &config.downsample);
   fields.Get("rank", &config.rank);
   fields.Get("gate_lr_scale", &config.gate_lr_scale);
   fields.Get("gate_init", &config.gate_init);
@@ -261,7 +295,11 @@ absl::StatusOr<SideNetworkConfig> SideConfigFromJson(absl::string_view text) {
   fields.Get("num_kv_heads", &config.backbone.num_kv_heads);
   fields.Get("vocab_size", &config.backbone.vocab_size);
   fields.Get("norm_eps", &norm_eps);
-  fields.Get("rope_theta", &config.backbone.rope_theta);
+  if (config.backbone.is_opt()) {
+    QST_RETURN_IF_ERROR(GetOptFields(&fields, &config));
+  } else {
+    fields.Get("rope_theta", &config.backbone.rope_theta);
+  }
   QST_RETURN_IF_ERROR(fields.status());
   config.backbone.norm_eps = static_cast<float>(norm_eps);
   if (format != "qst-side-network" || version != kFormatVersion) {
@@ -276,10 +314,10 @@ absl::StatusOr<SideNetworkConfig> SideConfigFromJson(absl::string_view text) {
   QST_RETURN_IF_ERROR(Annotate(Finish(&config), "side_config.json"));
   if (config.hidden_size != hidden_size || config.head_dim != head_dim ||
       config.intermediate_size != intermediate_size) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "side_config.json: hidden_size ", hidden_size, ", head_dim ", head_dim, ", intermediate_size ",
-        intermediate_size, " do not follow from the backbone and reduction: expected ", config.hidden_size, ", ",
-        config.head_dim, ", ", config.intermediate_size));
+    return absl::InvalidArgumentError(
+        absl::StrCat("side_config.json: hidden_size ", hidden_size, ", head_dim ", head_dim, ", intermediate_size ",
+                     intermediate_size, " do not follow from the backbone and reduction: expected ", config.hidden_size,
+                     ", ", config.head_dim, ", ", config.intermediate_size));
   }
   return config;
 }

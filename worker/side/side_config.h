@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "kernels/ops.h"
 #include "proto/qst/v1/job_spec.pb.h"
 
 namespace qst {
@@ -16,17 +17,35 @@ namespace qst {
 // Learning-rate multiplier of gates and output mix in preset tuned: the fastest of those measured.
 inline constexpr double kTunedGateLrScale = 30.0;
 
+enum class NormKind : std::uint8_t { kNone, kRms, kLayer };
+
 // What the side network needs to know of the backbone.
 struct BackboneDims {
   std::string family = "llama";
-  std::int64_t num_layers = 0;  // N
+  std::int64_t num_layers = 0;   // N
   std::int64_t hidden_size = 0;  // d
   std::int64_t intermediate_size = 0;
   std::int64_t num_heads = 0;
   std::int64_t num_kv_heads = 0;
   std::int64_t vocab_size = 0;
   float norm_eps = 1e-5f;
-  double rope_theta = 10000.0;
+  double rope_theta = 10000.0;  // family llama; side layers do not stretch it
+  // e, width of the LM head's rows and of what a classifier reads. 0: hidden_size.
+  std::int64_t embedding_size = 0;
+
+  // Family opt.
+  Activation activation = Activation::kRelu;
+  bool has_bias = true;         // linear layers
+  bool is_post_norm = false;    // norms follow attention and feed-forward part
+  bool has_norm_affine = true;  // norms have weight and bias
+  bool has_final_norm = true;
+
+  bool is_opt() const { return family == "opt"; }
+  std::int64_t output_width() const { return embedding_size == 0 ? hidden_size : embedding_size; }
+  // Of the last norm: the backbone's, and the side network's before the upsample layer.
+  NormKind final_norm() const {
+    return !is_opt() ? NormKind::kRms : has_final_norm ? NormKind::kLayer : NormKind::kNone;
+  }
 };
 
 struct SideNetworkConfig {
@@ -38,10 +57,10 @@ struct SideNetworkConfig {
   v1::TaskType task = v1::TASK_TYPE_CAUSAL_LM;
   std::vector<std::string> labels;  // classification: in class order
 
-  // Widths. Same number of heads as the backbone; the head width is d / (reduction * num_heads) rounded up to an
-  // even number, because the rotary embedding turns pairs; the hidden size ds follows from it. The intermediate size
-  // is divided by the reduction and rounded up to a multiple of 8. So r = 16 on d = 4096, 32 heads gives heads of 8
-  // and ds = 256 as in the paper, and a model too narrow for r gets heads of 2.
+  // Widths. Same number of heads as the backbone; the head width is d / (reduction * num_heads) rounded up, in family
+  // llama to an even number, because the rotary embedding turns pairs; the hidden size ds follows from it. The
+  // intermediate size is divided by the reduction and rounded up to a multiple of 8. So r = 16 on d = 4096, 32 heads
+  // gives heads of 8 and ds = 256 as in the paper, and a model too narrow for r gets heads of 2.
   std::int64_t hidden_size = 0;  // ds
   std::int64_t head_dim = 0;
   std::int64_t intermediate_size = 0;
@@ -59,7 +78,13 @@ struct SideNetworkConfig {
   bool downsample_norm = false;
   bool share_first_downsample = false;
   bool upsample_bias = true;
+  // Set by preset reference for family opt alone, as the authors' code has it.
+  bool frozen_mlp_norm = false;  // the second norm of a side layer has no weight and bias
+  bool mix_weighs_side = false;  // the output mix multiplies the side network's part, not the backbone's
 
+  // What the names of tensors begin with that are not the head's, as in the authors' modules.
+  const char* model_prefix() const { return backbone.is_opt() ? "model.decoder." : "model."; }
+  const char* final_norm_name() const { return backbone.is_opt() ? "final_layer_norm_qst" : "norm_qst"; }
   // Preset probe has only a head.
   bool has_side_network() const { return preset != v1::SIDE_PRESET_PROBE; }
   bool is_classification() const { return task == v1::TASK_TYPE_CLASSIFICATION; }
@@ -86,8 +111,8 @@ absl::StatusOr<SideNetworkConfig> ResolveSideConfig(const v1::SideConfig& side, 
 // The linear probe beside a network: the same head, without the side network below it.
 SideNetworkConfig ProbeOf(SideNetworkConfig config);
 
-// side_config.json: every field above under its own name, and the orientation of the gates
-// ("gate_orientation": "side_state" means that beta multiplies the side state, as in the paper).
+// side_config.json: every field above under its own name (those of family opt only for it), and the orientation of the
+// gates ("gate_orientation": "side_state" means that beta multiplies the side state, as in the paper).
 std::string SideConfigToJson(const SideNetworkConfig& config);
 // kInvalidArgument: not JSON, a field missing, of the wrong type or out of range.
 absl::StatusOr<SideNetworkConfig> SideConfigFromJson(absl::string_view json);

@@ -129,6 +129,61 @@ TEST(SideConfigTest, JsonComesBackTheSame) {
   EXPECT_THAT(json, HasSubstr("\"gate_orientation\": \"side_state\""));
 }
 
+BackboneDims Opt2_7B() {
+  BackboneDims dims;
+  dims.family = "opt";
+  dims.num_layers = 32;
+  dims.hidden_size = 2560;
+  dims.intermediate_size = 10240;
+  dims.num_heads = 32;
+  dims.num_kv_heads = 32;
+  dims.vocab_size = 50272;
+  return dims;
+}
+
+TEST(SideConfigTest, HeadsThatAreNotRotatedMayBeOdd) {
+  const SideNetworkConfig config = MustResolve({}, Opt2_7B());
+  EXPECT_EQ(config.head_dim, 5);
+  EXPECT_EQ(config.hidden_size, 160);
+  EXPECT_EQ(config.intermediate_size, 640);
+}
+
+TEST(SideConfigTest, PresetReferenceIsTheAuthorsForOpt) {
+  v1::SideConfig side;
+  EXPECT_FALSE(MustResolve(side, Opt2_7B()).mix_weighs_side);
+  side.set_preset(v1::SIDE_PRESET_REFERENCE);
+  const SideNetworkConfig config = MustResolve(side, Opt2_7B());
+  EXPECT_TRUE(config.mix_weighs_side && config.frozen_mlp_norm);
+  EXPECT_EQ(config.mix_init, 1.0);
+  for (const ParameterInfo& info : ParameterLayout(config)) {
+    EXPECT_THAT(info.name, testing::Not(HasSubstr("final_layer_norm.")));
+  }
+  const auto classifier = ResolveSideConfig(side, v1::TASK_TYPE_CLASSIFICATION, {"a", "b"}, Opt2_7B());
+  QST_ASSERT_OK(classifier);
+  EXPECT_EQ(classifier->mix_init, 0.0);
+  EXPECT_FALSE(MustResolve(side, SmolLm()).mix_weighs_side || MustResolve(side, SmolLm()).frozen_mlp_norm);
+}
+
+TEST(SideConfigTest, JsonOfOptComesBackTheSame) {
+  BackboneDims dims = Opt2_7B();
+  dims.activation = Activation::kGelu;
+  dims.is_post_norm = true;
+  dims.has_final_norm = false;
+  dims.has_bias = false;
+  dims.embedding_size = 512;
+  v1::SideConfig side;
+  side.set_preset(v1::SIDE_PRESET_REFERENCE);
+  const std::string json = SideConfigToJson(MustResolve(side, dims));
+  const auto back = SideConfigFromJson(json);
+  QST_ASSERT_OK(back);
+  EXPECT_EQ(SideConfigToJson(*back), json);
+  EXPECT_EQ(back->backbone.output_width(), 512);
+  EXPECT_TRUE(back->mix_weighs_side && back->backbone.is_post_norm && !back->backbone.has_bias);
+  EXPECT_EQ(back->backbone.activation, Activation::kGelu);
+  EXPECT_THAT(SideConfigFromJson(absl::StrReplaceAll(json, {{"\"gelu\"", "\"tanh\""}})),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("activation: unknown value \"tanh\"")));
+}
+
 TEST(SideConfigTest, RefusesBrokenJsonNamingTheField) {
   const std::string json = SideConfigToJson(MustResolve({}, SmolLm()));
   const auto code = absl::StatusCode::kInvalidArgument;

@@ -42,25 +42,36 @@ std::int64_t CudaWorkspaceBytes(const SideNetworkConfig& config, std::int64_t nu
   const auto add = [&](const cuda::LinearShape& shape) {
     scratch = std::max(scratch, cuda::LinearScratchBytes(shape));
   };
-  cuda::LinearShape head = TrainedLayer(head_rows, NumOutputs(config), d, DType::kF32);
+  const std::int64_t e = config.backbone.output_width();
+  cuda::LinearShape head = TrainedLayer(head_rows, NumOutputs(config), e, DType::kF32);
   if (!config.is_classification()) {
     head.w = DType::kBF16;
     head.needs_grad_x = config.has_side_network();
     head.needs_grad_w = false;
   }
   add(head);
+  std::int64_t panels = cuda::LinearPanelBytes(head);
+  if (e != d) {
+    cuda::LinearShape projection = TrainedLayer(head_rows, e, d, DType::kF32);
+    projection.needs_grad_x = false;
+    projection.needs_grad_w = false;
+    projection.w_is_quantized = true;
+    projection.w = DType::kBF16;
+    add(projection);
+    panels = std::max(panels, cuda::LinearPanelBytes(projection));
+  }
   if (config.has_side_network()) {
     const bool is_linear = config.downsample == v1::DOWNSAMPLE_LINEAR;
     add(TrainedLayer(num_tokens, is_linear ? ds : config.rank, d, DType::kBF16));
     add(TrainedLayer(num_tokens, config.intermediate_size, ds, DType::kF32));
     add(TrainedLayer(num_tokens, ds, config.intermediate_size, DType::kF32));
-    cuda::LinearShape upsample = TrainedLayer(head_rows, d, ds, DType::kF32);
+    cuda::LinearShape upsample = TrainedLayer(head_rows, e, ds, DType::kF32);
     upsample.has_bias = config.upsample_bias;
     add(upsample);
     // The attention's backward pass keeps one number a query and head.
     scratch = std::max(scratch, 4 * num_tokens * config.backbone.num_heads);
   }
-  return scratch + cuda::kBlasWorkspaceBytes + cuda::LinearPanelBytes(head);
+  return scratch + cuda::kBlasWorkspaceBytes + panels;
 }
 
 }  // namespace

@@ -26,10 +26,11 @@ SideNetwork::SideNetwork(const OpContext& ctx, SideNetworkConfig config, const F
     downsample_gradients_.push_back(FindDownsampleTensors(config_, i, TensorSet::kGradients, parameters_.get()));
   }
   for (std::int64_t i = 0; i < config_.backbone.num_layers; ++i) {
-    layer_values_.push_back(FindSideLayerTensors(i, TensorSet::kValues, parameters_.get()));
-    layer_gradients_.push_back(FindSideLayerTensors(i, TensorSet::kGradients, parameters_.get()));
-    gate_values_.push_back(parameters_->Value(absl::StrCat("model.z.", i)));
-    gate_gradients_.push_back(parameters_->Gradient(absl::StrCat("model.z.", i)));
+    layer_values_.push_back(FindSideLayerTensors(config_, i, TensorSet::kValues, parameters_.get()));
+    layer_gradients_.push_back(FindSideLayerTensors(config_, i, TensorSet::kGradients, parameters_.get()));
+    const std::string gate = absl::StrCat(config_.model_prefix(), "z.", i);
+    gate_values_.push_back(parameters_->Value(gate));
+    gate_gradients_.push_back(parameters_->Gradient(gate));
   }
   activations_.resize(config_.backbone.num_layers);
 }
@@ -38,22 +39,11 @@ SideNetwork::~SideNetwork() { Synchronize(ctx_).IgnoreError(); }
 
 absl::StatusOr<std::unique_ptr<SideNetwork>> SideNetwork::Create(const OpContext& ctx, SideNetworkConfig config,
                                                                  const FrozenHead& frozen, std::uint64_t seed) {
-  const std::int64_t d = config.backbone.hidden_size;
-  if (frozen.final_norm.rows != 1 || frozen.final_norm.cols != d || frozen.final_norm.dtype != DType::kF32) {
-    return absl::InvalidArgumentError(absl::StrCat("side network: final norm is [", frozen.final_norm.rows, ", ",
-                                                   frozen.final_norm.cols, "] ", DTypeName(frozen.final_norm.dtype),
-                                                   ", need [1, ", d, "] f32"));
-  }
-  if (!config.is_classification() &&
-      (frozen.lm_head.rows() != config.backbone.vocab_size || frozen.lm_head.cols() != d)) {
-    return absl::InvalidArgumentError(absl::StrCat("side network: LM head is [", frozen.lm_head.rows(), ", ",
-                                                   frozen.lm_head.cols(), "], need [", config.backbone.vocab_size, ", ",
-                                                   d, "]"));
-  }
+  QST_RETURN_IF_ERROR(CheckFrozenHead(config, frozen));
   QST_ASSIGN_OR_RETURN(std::unique_ptr<Parameters> parameters, Parameters::Create(ctx, ParameterLayout(config)));
   QST_RETURN_IF_ERROR(parameters->Initialise(seed));
   auto network = absl::WrapUnique(new SideNetwork(ctx, std::move(config), frozen, std::move(parameters)));
-  if (network->config_.has_side_network()) {
+  if (network->config_.has_side_network() && !network->config_.backbone.is_opt()) {
     const std::vector<float> inv_freq =
         RotaryFrequencies(network->config_.backbone.rope_theta, network->config_.head_dim);
     QST_ASSIGN_OR_RETURN(

@@ -20,7 +20,8 @@ constexpr std::uint64_t kMaxConfigBytes = 16 << 20;
 
 bool SameDims(const BackboneDims& a, const BackboneDims& b) {
   return a.family == b.family && a.num_layers == b.num_layers && a.hidden_size == b.hidden_size &&
-         a.num_heads == b.num_heads && a.num_kv_heads == b.num_kv_heads && a.vocab_size == b.vocab_size;
+         a.num_heads == b.num_heads && a.num_kv_heads == b.num_kv_heads && a.vocab_size == b.vocab_size &&
+         a.output_width() == b.output_width();
 }
 
 std::string DimsText(const BackboneDims& dims) {

@@ -8,20 +8,39 @@
 namespace qst {
 namespace {
 
-constexpr char kPath[] = "worker/side/testdata/side_network_golden.json";
+constexpr const char* kPaths[] = {"worker/side/testdata/side_network_golden.json",
+                                  "worker/side/testdata/opt_side_network_golden.json"};
 
-const nlohmann::json& File() {
-  static const nlohmann::json* const file = [] {
-    std::ifstream in(kPath);
-    QST_CHECK(in.good());
-    return new nlohmann::json(nlohmann::json::parse(in));
+const std::vector<nlohmann::json>& Files() {
+  static const auto* const files = [] {
+    auto* const all = new std::vector<nlohmann::json>;
+    for (const char* path : kPaths) {
+      std::ifstream in(path);
+      QST_CHECK(in.good());
+      all->push_back(nlohmann::json::parse(in));
+    }
+    return all;
   }();
-  return *file;
+  return *files;
+}
+
+// The one that has the case.
+const nlohmann::json& FileOf(const std::string& name) {
+  for (const nlohmann::json& file : Files()) {
+    if (file["cases"].contains(name)) return file;
+  }
+  QST_CHECK(false);
+  return Files().front();
 }
 
 TestVector<float> ToTestVector(const nlohmann::json& json) {
   const std::vector<float> values = json;
   return TestVector<float>(values.begin(), values.end());
+}
+
+ConstMatrixView View(const TestVector<float>& values, std::int64_t rows, std::int64_t cols) {
+  QST_CHECK(static_cast<std::int64_t>(values.size()) == rows * cols);
+  return Matrix(values.data(), rows, cols);
 }
 
 v1::SideConfig SideConfigOf(const nlohmann::json& file, const nlohmann::json& config) {
@@ -50,16 +69,30 @@ v1::SideConfig SideConfigOf(const nlohmann::json& file, const nlohmann::json& co
   return side;
 }
 
+// What an OPT case's configuration says of its backbone.
+void SetOptDims(const nlohmann::json& opt, BackboneDims* dims) {
+  dims->family = opt["family"];
+  dims->activation = opt["activation"] == "gelu" ? Activation::kGelu : Activation::kRelu;
+  dims->has_bias = opt["has_bias"];
+  dims->is_post_norm = opt["is_post_norm"];
+  dims->has_norm_affine = opt["has_norm_affine"];
+  dims->has_final_norm = opt["has_final_norm"];
+  dims->embedding_size = opt["embedding_size"];
+}
+
 }  // namespace
 
 std::vector<std::string> GoldenCase::Names() {
   std::vector<std::string> names;
-  for (const auto& item : File()["cases"].items()) names.push_back(item.key());
+  for (const nlohmann::json& file : Files()) {
+    for (const auto& item : file["cases"].items()) names.push_back(item.key());
+  }
   return names;
 }
 
-GoldenCase::GoldenCase(const std::string& name) : case_(File()["cases"][name]), train_(File()["train"]) {
-  const nlohmann::json& file = File();
+GoldenCase::GoldenCase(const std::string& name) : case_(FileOf(name)["cases"][name]), train_(FileOf(name)["train"]) {
+  const nlohmann::json& file = FileOf(name);
+  const bool is_opt = case_["config"].contains("backbone");
   BackboneDims dims;
   dims.num_layers = file["backbone"]["num_layers"];
   dims.hidden_size = file["backbone"]["hidden_size"];
@@ -68,7 +101,11 @@ GoldenCase::GoldenCase(const std::string& name) : case_(File()["cases"][name]), 
   dims.num_kv_heads = file["backbone"]["num_kv_heads"];
   dims.vocab_size = file["backbone"]["vocab_size"];
   dims.norm_eps = file["backbone"]["norm_eps"];
-  dims.rope_theta = file["backbone"]["rope_theta"];
+  if (is_opt) {
+    SetOptDims(case_["config"]["backbone"], &dims);
+  } else {
+    dims.rope_theta = file["backbone"]["rope_theta"];
+  }
   const bool is_classification = case_["config"]["task"] == "classification";
   auto config = ResolveSideConfig(SideConfigOf(file, case_["config"]),
                                   is_classification ? v1::TASK_TYPE_CLASSIFICATION : v1::TASK_TYPE_CAUSAL_LM,
@@ -76,17 +113,30 @@ GoldenCase::GoldenCase(const std::string& name) : case_(File()["cases"][name]), 
   QST_CHECK(config.ok());
   config_ = *config;
   QST_CHECK(config_.hidden_size == file["side"]["hidden_size"]);
+  QST_CHECK(config_.head_dim == file["side"]["head_dim"]);
   QST_CHECK(config_.intermediate_size == file["side"]["intermediate_size"]);
 
   final_norm_ = ToTestVector(file["frozen"]["final_norm"]);
   lm_head_ = ToTestVector(file["frozen"]["lm_head"]);
   hidden_f32_ = ToTestVector(file["frozen"]["hidden_states"]);
   for (const float value : hidden_f32_) hidden_bf16_.push_back(F32ToBF16(value));
-  const float* norm = final_norm_.data();
-  const float* head = lm_head_.data();
-  frozen_.final_norm = Matrix(norm, 1, dims.hidden_size);
+  frozen_.norm = dims.final_norm();
   frozen_.norm_eps = dims.norm_eps;
-  if (!is_classification) frozen_.lm_head = WeightView::Dense(Matrix(head, dims.vocab_size, dims.hidden_size));
+  if (frozen_.norm == NormKind::kRms || (frozen_.norm == NormKind::kLayer && dims.has_norm_affine)) {
+    frozen_.final_norm = View(final_norm_, 1, dims.hidden_size);
+  }
+  if (frozen_.norm == NormKind::kLayer && dims.has_norm_affine) {
+    final_norm_bias_ = ToTestVector(file["frozen"]["final_norm_bias"]);
+    frozen_.final_norm_bias = View(final_norm_bias_, 1, dims.hidden_size);
+  }
+  if (dims.output_width() != dims.hidden_size) {
+    projection_ = ToTestVector(file["frozen"]["projection"]);
+    lm_head_ = ToTestVector(file["frozen"]["projected_lm_head"]);
+    frozen_.projection = WeightView::Dense(View(projection_, dims.output_width(), dims.hidden_size));
+  }
+  if (!is_classification) {
+    frozen_.lm_head = WeightView::Dense(View(lm_head_, dims.vocab_size, dims.output_width()));
+  }
   batch_.offsets = file["offsets"].get<std::vector<std::int32_t>>();
   batch_.rows = case_["rows"].get<std::vector<std::int32_t>>();
   batch_.targets = case_["targets"].get<std::vector<std::int32_t>>();

@@ -1,4 +1,4 @@
-// Reads worker/side/testdata/side_network_golden.json, made by tests/oracle/side_network_golden.py.
+// Reads the golden files in worker/side/testdata, made by tests/oracle/side_network_golden.py.
 #ifndef QST_WORKER_SIDE_TESTING_GOLDEN_H_
 #define QST_WORKER_SIDE_TESTING_GOLDEN_H_
 
@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "nlohmann/json.hpp"
 #include "kernels/dtype.h"
 #include "kernels/tensor.h"
 #include "kernels/testing/test_memory.h"
+#include "nlohmann/json.hpp"
 #include "worker/side/side_network.h"
 
 namespace qst {
@@ -39,6 +39,8 @@ class GoldenCase {
   FrozenHead frozen_;
   SideBatch batch_;
   TestVector<float> final_norm_;
+  TestVector<float> final_norm_bias_;
+  TestVector<float> projection_;
   TestVector<float> lm_head_;
   TestVector<float> hidden_f32_;           // [N + 1, T, d]
   TestVector<std::uint16_t> hidden_bf16_;  // the same; exact
