@@ -40,6 +40,7 @@ GPU_TESTS = {label: _GPU_CASES for label in [
 GPU_BENCHMARKS = [
     "//tests/bench:cuda_attention_bench",
     "//tests/bench:cuda_linear_bench",
+    "//tests/bench:cuda_model_bench",
     "//tests/bench:cuda_ops_bench",
 ]
 

@@ -127,7 +127,7 @@ run_benchmarks() {
       record benchmarks "$bench" skipped 0 "no GPU"
       continue
     fi
-    run benchmarks "$bench" 90 "./$bench" || continue
+    run benchmarks "$bench" 150 "./$bench" || continue
     lines=$(grep -cE '^\{.*\}$' "$log")
     grep -E '^\{.*\}$' "$log" >> "$benches"
     if ((status == 0 && lines > 0)); then

@@ -40,7 +40,7 @@ absl::StatusOr<ModelConfig> ParseHeader(absl::string_view start, absl::string_vi
         absl::StrCat(where, ": dim ", config.hidden_size, " is no multiple of n_heads ", config.num_heads));
   }
   config.head_dim = config.hidden_size / config.num_heads;
-  config.rms_norm_eps = kNormEps;
+  config.norm_eps = kNormEps;
   config.rope_theta = kRopeTheta;
   config.bos_token_id = 1;
   config.eos_token_ids = {2, 1};  // llama2.c ends a text where the next one would begin

@@ -188,7 +188,7 @@ TEST_P(Llama2cRealTest, EqualsItsHuggingFaceForm) {
   const auto expected = OpenModelSource(*converted);
   QST_ASSERT_OK(source);
   QST_ASSERT_OK(expected);
-  EXPECT_EQ(source->config.rms_norm_eps, expected->config.rms_norm_eps);
+  EXPECT_EQ(source->config.norm_eps, expected->config.norm_eps);
   EXPECT_EQ(source->config.rope_theta, expected->config.rope_theta);
   EXPECT_EQ(source->config.max_position_embeddings, expected->config.max_position_embeddings);
   for (const ModelTensor& tensor : ModelTensors(expected->config)) {

@@ -10,11 +10,9 @@
 #include "worker/checkpoint/safetensors_format.h"
 
 namespace qst {
-namespace {
 
-// The first bytes of the file: header length and header, padded so that data starts aligned.
-absl::StatusOr<std::string> BuildHeader(const std::string& path, const std::vector<SafetensorsEntry>& tensors,
-                                        const SafetensorsMetadata& metadata, std::uint64_t* data_bytes) {
+absl::StatusOr<std::string> SafetensorsHeader(const std::string& path, const std::vector<SafetensorsEntry>& tensors,
+                                              const SafetensorsMetadata& metadata, std::uint64_t* data_bytes) {
   // Ordered: the header lists tensors in the order of their data.
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   if (!metadata.empty()) header[kSafetensorsMetadataKey] = metadata;
@@ -56,8 +54,6 @@ absl::StatusOr<std::string> BuildHeader(const std::string& path, const std::vect
   return bytes + text;
 }
 
-}  // namespace
-
 std::int64_t SafetensorsEntry::NumBytes() const {
   std::int64_t product = DTypeBytes(dtype);
   for (const std::int64_t dim : shape) {
@@ -82,7 +78,7 @@ SafetensorsStreamWriter::SafetensorsStreamWriter(std::unique_ptr<AtomicFile> fil
 absl::StatusOr<std::unique_ptr<SafetensorsStreamWriter>> SafetensorsStreamWriter::Create(
     const std::string& path, const std::vector<SafetensorsEntry>& tensors, const SafetensorsMetadata& metadata) {
   std::uint64_t data_bytes = 0;
-  QST_ASSIGN_OR_RETURN(const std::string header, BuildHeader(path, tensors, metadata, &data_bytes));
+  QST_ASSIGN_OR_RETURN(const std::string header, SafetensorsHeader(path, tensors, metadata, &data_bytes));
   QST_ASSIGN_OR_RETURN(std::unique_ptr<AtomicFile> file, AtomicFile::Create(path));
   std::unique_ptr<SafetensorsStreamWriter> writer(
       new SafetensorsStreamWriter(std::move(file), header.size() + data_bytes));

@@ -29,6 +29,11 @@ struct SafetensorsEntry {
 
 using SafetensorsMetadata = std::map<std::string, std::string>;
 
+// The first bytes of a file: header length and header, padded so that data starts at a multiple of 64 bytes. The
+// entries' data, *data_bytes in all, follow each other. kInvalidArgument: as WriteSafetensors.
+absl::StatusOr<std::string> SafetensorsHeader(const std::string& path, const std::vector<SafetensorsEntry>& tensors,
+                                              const SafetensorsMetadata& metadata, std::uint64_t* data_bytes);
+
 // Writes all of `tensors`, in this order, to `path`: first to "<path>.tmp", synced, then renamed, so that a
 // reader or a crash never meets half a file. Tensor data starts at a multiple of 64 bytes; tensors follow
 // each other without gaps (the format allows none), so put those with larger elements first.
