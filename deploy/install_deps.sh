@@ -12,7 +12,7 @@ packages=(
   bazel-bootstrap bazel-rules-java bazel-rules-proto g++ protobuf-compiler protobuf-compiler-grpc
   # Libraries the product links.
   libgrpc++-dev libprotobuf-dev libabsl-dev libspdlog-dev libsqlite3-dev libyaml-cpp-dev
-  nlohmann-json3-dev libpcre2-dev libgloo-dev libssl-dev zlib1g-dev libc-ares-dev libre2-dev
+  nlohmann-json3-dev libpcre2-dev libutf8proc-dev libgloo-dev libssl-dev zlib1g-dev libc-ares-dev libre2-dev
   # Makes programs of the bundle look for libraries beside themselves.
   patchelf
   # Linked by the unit tests, which every build makes.

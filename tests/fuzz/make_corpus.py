@@ -191,7 +191,59 @@ def make_model_config():
         "bytes": {"embedding": 1, "layers": 2, "head": 3}}))
 
 
+def field(number, value):
+    """One field of a protocol buffer message: an integer, a float or bytes."""
+    if isinstance(value, float):
+        return bytes([number << 3 & 0x7F | 5]) + struct.pack("<f", value)
+    key = varint(number << 3 | (0 if isinstance(value, int) else 2))
+    return key + (varint(value) if isinstance(value, int) else varint(len(value)) + value)
+
+
+def varint(value):
+    out = b""
+    while value > 127:
+        out += bytes([value & 127 | 128])
+        value >>= 7
+    return out + bytes([value])
+
+
+def sentence_piece(pieces, trainer=b"", normalizer=b""):
+    out = b"".join(field(1, field(1, text.encode()) + field(2, float(score)) + field(3, kind)) for text, score, kind in pieces)
+    return out + field(2, field(3, 2) + trainer) + field(3, field(4, 0) + normalizer)
+
+
+def make_tokenizer_model():
+    t = "tokenizer_model"
+    with_text = lambda text, model: bytes([len(text.encode())]) + text.encode() + model
+    head = [("<unk>", 0, 2), ("<s>", 0, 3), ("</s>", 0, 3)]
+    pieces = [("\u2581", -1, 1), ("a", -2, 1), ("b", -3, 1), ("ab", -1, 1), ("ba", -1, 1), ("\u2581a", -2, 1)]
+    put(t, "plain", with_text("ab ba abba <s> c", sentence_piece(head + pieces)))
+    byte_pieces = [(f"<0x{b:02X}>", 0, 6) for b in range(256)]
+    put(t, "bytes", with_text("ab \u00e9 \U0001f642\n", sentence_piece(head + byte_pieces + pieces, field(35, 1))))
+    put(t, "user_defined", with_text("<u>a <u>", sentence_piece(head + pieces + [("<u>", 0, 4), ("\u2581\u2581", 0, 4)])))
+    put(t, "extra_spaces", with_text("  a  b ", sentence_piece(head + pieces, normalizer=field(3, 0) + field(4, 1))))
+    put(t, "unigram", with_text("a", sentence_piece(head + pieces, field(3, 1))))
+    put(t, "charsmap", with_text("a", sentence_piece(head + pieces, normalizer=field(1, b"nmt_nfkc") + field(2, b"xyz"))))
+    put(t, "odd_pieces", with_text("a", sentence_piece([("", 0, 1), ("a", float("nan"), 9), ("a", 0, 1)])))
+
+
+def make_tokenizer_vocab():
+    t = "tokenizer_vocab"
+    vocab = json.dumps({"a": 0, "b": 1, "ab": 2, "\u0120": 3, "<|endoftext|>": 4, "1": 5})
+    join = lambda *parts: "\0".join(parts)
+    put(t, "plain", join(vocab, "#version: 0.2\na b\n", "", "", "", "ab ba<|endoftext|>1"))
+    put(t, "settings", join(vocab, "a b", json.dumps({
+        "tokenizer_class": "Qwen2Tokenizer", "add_bos_token": True, "bos_token": {"content": "<|endoftext|>"},
+        "added_tokens_decoder": {"6": {"content": "<x>", "special": True}}}), '{"additional_special_tokens": ["<x>"]}',
+        '{"<y>": 7}', "a<x><y>11"))
+    put(t, "holes", join('{"a": 0, "b": 9}', ""))
+    put(t, "unknown_merge", join(vocab, "a c"))
+    put(t, "gap", join(vocab, "a b", "", "", '{"<y>": 70}'))
+
+
 make_safetensors()
 make_gguf()
 make_llama2c()
 make_model_config()
+make_tokenizer_model()
+make_tokenizer_vocab()

@@ -2,13 +2,11 @@
 // file, what follows is the text.
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <string>
-#include <vector>
 
 #include "absl/strings/string_view.h"
+#include "tests/fuzz/tokenizer_checks.h"
 #include "worker/text/tokenizer.h"
-#include "worker/text/utf8.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const absl::string_view bytes(reinterpret_cast<const char*>(data), size);
@@ -20,13 +18,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (!tokenizer.ok()) return 0;
   const absl::string_view text =
       end == absl::string_view::npos ? absl::string_view("Hello <s> w\xC3\xB6rld 12\n\xFF") : bytes.substr(end + 1);
-  const auto ids = (*tokenizer)->Encode(text, true);
-  if (!ids.ok()) return 0;
-  for (const int32_t id : *ids) {
-    if (id < 0 || id >= (*tokenizer)->vocab_size()) std::abort();
-  }
-  for (const bool skip_special : {false, true}) {
-    if (!qst::IsValidUtf8((*tokenizer)->Decode(*ids, skip_special))) std::abort();
-  }
+  qst::CheckTokenizer(**tokenizer, text);
   return 0;
 }

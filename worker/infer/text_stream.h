@@ -1,4 +1,4 @@
-// Text of tokens as they come, in whole UTF-8 characters.
+// Text of generated tokens as they come, in whole UTF-8 characters.
 #ifndef QST_WORKER_INFER_TEXT_STREAM_H_
 #define QST_WORKER_INFER_TEXT_STREAM_H_
 
@@ -10,24 +10,24 @@
 
 namespace qst {
 
-// The pieces that Add and Finish return, joined, are what the tokens add to the prompt's text. A character that
-// several tokens make up comes with the last of them.
+// The pieces that Add and Finish return, joined, are what the tokens add to the prompt's text: with it, they are the
+// text of all tokens. A character that several tokens make up comes with the last of them, or, where a tokenizer has
+// tokens of single bytes, with the token after those.
 class TextStream {
  public:
-  // `tokenizer` must outlive the stream. The end of the prompt decides whether a space belongs to the first token.
-  TextStream(const Tokenizer* tokenizer, const std::vector<std::int32_t>& prompt);
+  // `tokenizer` must outlive the stream. The prompt decides whether a space belongs to the first token, and may end
+  // inside a character.
+  TextStream(const Tokenizer* tokenizer, const std::vector<std::int32_t>& prompt)
+      : stream_(tokenizer, /*skip_special=*/true) {
+    for (const std::int32_t token : prompt) stream_.Add(token);
+  }
 
-  std::string Add(std::int32_t token);
+  std::string Add(std::int32_t token) { return stream_.Add(token); }
   // What is left, with replacement characters for bytes that never became a character.
-  std::string Finish();
+  std::string Finish() { return stream_.Finish(); }
 
  private:
-  std::string TextOf(std::size_t end) const;
-
-  const Tokenizer* const tokenizer_;
-  // Context, whose text was given out (or is the prompt's), then tokens that wait.
-  std::vector<std::int32_t> tokens_;
-  std::size_t num_context_ = 0;
+  Tokenizer::TextStream stream_;
 };
 
 }  // namespace qst

@@ -56,6 +56,7 @@ absl::StatusOr<AddedToken> ParseToken(const json& entry, const BpeModel& model) 
 
 void AddedTokens::Trie::Insert(absl::string_view key, int value) {
   int32_t node = 0;
+  if (!key.empty()) begins_key_[static_cast<unsigned char>(key[0])] = true;
   for (const unsigned char byte : key) {
     const auto [it, is_new] =
         children_.try_emplace(static_cast<uint64_t>(node) << 8 | byte, static_cast<int32_t>(values_.size()));
@@ -77,6 +78,11 @@ std::optional<std::pair<int, size_t>> AddedTokens::Trie::LongestPrefix(absl::str
   return best;
 }
 
+size_t AddedTokens::Trie::NextCandidate(absl::string_view text, size_t offset) const {
+  while (offset < text.size() && !begins_key_[static_cast<unsigned char>(text[offset])]) ++offset;
+  return offset;
+}
+
 absl::StatusOr<AddedTokens> AddedTokens::FromJson(const json* list, const BpeModel& model,
                                                   const Normalizer& normalizer) {
   AddedTokens result;
@@ -91,7 +97,12 @@ absl::StatusOr<AddedTokens> AddedTokens::FromJson(const json* list, const BpeMod
     }
     const int index = static_cast<int>(result.tokens_.size());
     if (token->is_normalized) {
-      QST_ASSIGN_OR_RETURN(const std::string normalized, normalizer.Apply(token->content));
+      std::string normalized;
+      if (FindMember(entry, "normalized_content") != nullptr) {
+        QST_ASSIGN_OR_RETURN(normalized, GetString(entry, "normalized_content"));
+      } else {
+        QST_ASSIGN_OR_RETURN(normalized, normalizer.Apply(token->content));
+      }
       if (!normalized.empty()) result.normalized_.Insert(normalized, index);
     } else {
       result.original_.Insert(token->content, index);
@@ -111,7 +122,7 @@ void AddedTokens::SplitWith(const Trie& trie, absl::string_view text, bool is_at
     if (done < end)
       pieces->push_back({std::string(text.substr(done, end - done)), std::nullopt, is_at_start && done == 0});
   };
-  for (size_t i = 0; i < text.size();) {
+  for (size_t i = trie.NextCandidate(text, 0); i < text.size(); i = trie.NextCandidate(text, i)) {
     const auto match = trie.LongestPrefix(text.substr(i));
     if (!match.has_value()) {
       ++i;
@@ -138,12 +149,18 @@ absl::StatusOr<std::vector<AddedTokens::Piece>> AddedTokens::Split(absl::string_
   std::vector<Piece> coarse;
   SplitWith(original_, text, true, &coarse);
   std::vector<Piece> pieces;
+  size_t num_bytes = 0;
   for (Piece& piece : coarse) {
     if (piece.id.has_value()) {
       pieces.push_back(std::move(piece));
       continue;
     }
     QST_ASSIGN_OR_RETURN(const std::string normalized, normalizer.Apply(piece.text));
+    num_bytes += normalized.size();
+    if (num_bytes > MaxRewrittenBytes(text.size())) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("the normalizer makes more than ", MaxRewrittenBytes(text.size()), " bytes of the text"));
+    }
     SplitWith(normalized_, normalized, piece.is_at_start, &pieces);
   }
   return pieces;

@@ -3,6 +3,7 @@
 #ifndef QST_WORKER_TEXT_ADDED_TOKENS_H_
 #define QST_WORKER_TEXT_ADDED_TOKENS_H_
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -37,6 +38,8 @@ class AddedTokens {
     bool is_at_start = false;
   };
 
+  // An entry's "normalized_content" is an addition of this project's (tokenizer_files.h): what to look for in
+  // normalized text, where that is not the token's own normalized text.
   static absl::StatusOr<AddedTokens> FromJson(const nlohmann::json* list, const BpeModel& model,
                                               const Normalizer& normalizer);
 
@@ -55,8 +58,11 @@ class AddedTokens {
     void Insert(absl::string_view key, int value);
     // The longest key that is a prefix of `text`: its value and length.
     std::optional<std::pair<int, size_t>> LongestPrefix(absl::string_view text) const;
+    // The first place from `offset` on where a key may begin, or the text's end.
+    size_t NextCandidate(absl::string_view text, size_t offset) const;
 
    private:
+    std::array<bool, 256> begins_key_ = {};
     absl::flat_hash_map<uint64_t, int32_t> children_;  // (node, byte) -> node
     std::vector<int> values_ = {-1};                   // by node
   };

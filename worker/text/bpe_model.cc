@@ -1,12 +1,16 @@
 #include "worker/text/bpe_model.h"
 
 #include <algorithm>
+#include <limits>
 #include <queue>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
 #include "proto/support/status_macros.h"
+#include "worker/text/byte_level.h"
 #include "worker/text/json_util.h"
 #include "worker/text/utf8.h"
 
@@ -15,9 +19,10 @@ namespace {
 
 using nlohmann::json;
 
-// Words of natural text repeat; longer ones rarely do.
-constexpr size_t kMaxCachedWordBytes = 64;
-constexpr size_t kMaxCachedWords = 1 << 16;
+constexpr absl::string_view kSpaceSign = "\xE2\x96\x81";  // U+2581
+// Up to so many symbols, looking through all pairs for the best is quicker than a queue.
+constexpr size_t kMaxShort = 48;
+constexpr int32_t kNoRank = std::numeric_limits<int32_t>::max();
 // Ids may have holes, but not so many that a short file makes a large table.
 constexpr int64_t kMaxHoles = 1 << 16;
 
@@ -27,7 +32,17 @@ uint64_t PairKey(int32_t left, int32_t right) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<BpeModel>> BpeModel::FromJson(const json& model) {
+// What encoding needs beside the model.
+struct BpeModel::Workspace {
+  WordCache cache;
+  std::vector<int32_t> ids;
+  std::vector<Merge> merges;  // of each symbol with the next, where there are few
+};
+
+BpeModel::BpeModel() = default;
+BpeModel::~BpeModel() = default;
+
+absl::StatusOr<std::unique_ptr<BpeModel>> BpeModel::FromJson(const json& model, bool spells_bytes) {
   if (!model.is_object()) return absl::InvalidArgumentError("not an object");
   // Old files have no type where they have merges.
   QST_ASSIGN_OR_RETURN(const std::string type,
@@ -52,7 +67,7 @@ absl::StatusOr<std::unique_ptr<BpeModel>> BpeModel::FromJson(const json& model) 
   QST_RETURN_IF_ERROR(Annotate(result->LoadVocabulary(*vocabulary), "vocab"));
   const json* merges = FindMember(model, "merges");
   if (merges == nullptr || !merges->is_array()) return absl::InvalidArgumentError("no array \"merges\"");
-  QST_RETURN_IF_ERROR(Annotate(result->LoadMerges(*merges), "merges"));
+  QST_RETURN_IF_ERROR(Annotate(result->LoadMerges(*merges, FindMember(model, "merge_ranks")), "merges"));
   QST_ASSIGN_OR_RETURN(const std::string unk_token, GetString(model, "unk_token", ""));
   if (!unk_token.empty()) {
     result->unk_id_ = result->TokenToId(unk_token);
@@ -60,10 +75,28 @@ absl::StatusOr<std::unique_ptr<BpeModel>> BpeModel::FromJson(const json& model) 
       return absl::InvalidArgumentError(absl::StrCat("unk_token \"", unk_token, "\" is not in vocab"));
     }
   }
-  for (int byte = 0; byte < 256; ++byte) {
-    result->byte_ids_[byte] = result->TokenToId(absl::StrFormat("<0x%02X>", byte));
-  }
+  result->spells_bytes_ = spells_bytes;
+  result->LoadCharacters();
   return result;
+}
+
+void BpeModel::LoadCharacters() {
+  has_all_spelled_ = true;
+  for (int byte = 0; byte < 256; ++byte) {
+    byte_ids_[byte] = TokenToId(absl::StrFormat("<0x%02X>", byte));
+    const char text = static_cast<char>(byte);
+    spelled_ids_[byte] = TokenToId(ToByteLevel(absl::string_view(&text, 1))).value_or(-1);
+    has_all_spelled_ = has_all_spelled_ && spelled_ids_[byte] >= 0;
+    if (byte < 128) ascii_ids_[byte] = TokenToId(absl::string_view(&text, 1)).value_or(-1);
+  }
+  cuts_at_space_sign_ = !spells_bytes_ && !ignore_merges_ && TokenToId(kSpaceSign).has_value();
+  for (const std::optional<std::string>& token : tokens_) {
+    if (!token.has_value()) continue;
+    absl::string_view rest = *token;
+    while (absl::ConsumePrefix(&rest, kSpaceSign)) {
+    }
+    if (absl::StrContains(rest, kSpaceSign)) cuts_at_space_sign_ = false;
+  }
 }
 
 absl::Status BpeModel::LoadVocabulary(const json& vocabulary) {
@@ -86,7 +119,10 @@ absl::Status BpeModel::LoadVocabulary(const json& vocabulary) {
   return absl::OkStatus();
 }
 
-absl::Status BpeModel::LoadMerges(const json& merges) {
+absl::Status BpeModel::LoadMerges(const json& merges, const json* ranks) {
+  if (ranks != nullptr && (!ranks->is_array() || ranks->size() != merges.size())) {
+    return absl::InvalidArgumentError("\"merge_ranks\" is not an array with one rank for each");
+  }
   merges_.reserve(merges.size());
   int32_t rank = 0;
   for (const json& merge : merges) {
@@ -112,7 +148,15 @@ absl::Status BpeModel::LoadMerges(const json& merges) {
         return absl::InvalidArgumentError(absl::StrCat("entry ", rank, ": \"", *text, "\" is not in vocab"));
       }
     }
-    merges_.insert_or_assign(PairKey(*left_id, *right_id), Merge{rank, *result});
+    int32_t given_rank = rank;
+    if (ranks != nullptr) {
+      const json& value = (*ranks)[rank];
+      if (!value.is_number_integer() || value < 0 || value > rank) {
+        return absl::InvalidArgumentError(absl::StrCat("\"merge_ranks\" entry ", rank, " is not from 0 to ", rank));
+      }
+      given_rank = value.get<int32_t>();
+    }
+    merges_.insert_or_assign(PairKey(*left_id, *right_id), Merge{given_rank, *result});
     ++rank;
   }
   return absl::OkStatus();
@@ -134,57 +178,76 @@ const BpeModel::Merge* BpeModel::FindMerge(int32_t left, int32_t right) const {
   return it == merges_.end() ? nullptr : &it->second;
 }
 
-void BpeModel::Tokenize(absl::string_view word, std::vector<int32_t>* ids) const {
-  if (word.empty()) return;
-  if (ignore_merges_) {
-    if (const std::optional<int32_t> id = TokenToId(word)) {
-      ids->push_back(*id);
-      return;
+BpeModel::Encoder::Encoder(const BpeModel* model) : model_(model) {
+  {
+    absl::MutexLock lock(&model->mutex_);
+    if (!model->workspaces_.empty()) {
+      workspace_ = std::move(model->workspaces_.back());
+      model->workspaces_.pop_back();
     }
   }
-  const bool is_cacheable = word.size() <= kMaxCachedWordBytes;
-  if (is_cacheable) {
-    absl::MutexLock lock(&cache_mutex_);
-    const auto it = cache_.find(word);
-    if (it != cache_.end()) {
-      ids->insert(ids->end(), it->second.begin(), it->second.end());
-      return;
-    }
-  }
-  std::vector<Symbol> symbols;
-  symbols.reserve(word.size());
-  AppendSymbols(word, &symbols);
-  MergeSymbols(&symbols);
-  const size_t first = ids->size();
-  for (const Symbol& symbol : symbols) {
-    if (symbol.is_alive) ids->push_back(symbol.id);
-  }
-  if (is_cacheable) {
-    absl::MutexLock lock(&cache_mutex_);
-    if (cache_.size() < kMaxCachedWords) {
-      cache_.emplace(std::string(word), std::vector<int32_t>(ids->begin() + first, ids->end()));
-    }
+  if (workspace_ == nullptr) workspace_ = std::make_unique<Workspace>();
+}
+
+BpeModel::Encoder::~Encoder() {
+  absl::MutexLock lock(&model_->mutex_);
+  model_->workspaces_.push_back(std::move(workspace_));
+}
+
+void BpeModel::Encoder::Append(absl::string_view word, std::vector<int32_t>* ids) {
+  if (!model_->cuts_at_space_sign_) return AppendPart(word, ids);
+  while (!word.empty()) {
+    size_t end = 0;
+    while (absl::StartsWith(word.substr(end), kSpaceSign)) end += kSpaceSign.size();
+    end = std::min(word.find(kSpaceSign, end), word.size());
+    AppendPart(word.substr(0, end), ids);
+    word.remove_prefix(end);
   }
 }
 
-void BpeModel::AppendSymbols(absl::string_view word, std::vector<Symbol>* symbols) const {
-  auto append = [&](int32_t id) {
-    Symbol symbol;
-    symbol.id = id;
-    symbol.previous = static_cast<int32_t>(symbols->size()) - 1;
-    if (!symbols->empty()) symbols->back().next = static_cast<int32_t>(symbols->size());
-    symbols->push_back(symbol);
-  };
+void BpeModel::Encoder::AppendPart(absl::string_view word, std::vector<int32_t>* ids) {
+  if (word.empty() || workspace_->cache.Lookup(word, ids)) return;
+  std::vector<int32_t>& symbols = workspace_->ids;
+  symbols.clear();
+  std::string spelled;
+  if (model_->spells_bytes_ && (model_->ignore_merges_ || !model_->has_all_spelled_)) spelled = ToByteLevel(word);
+  const absl::string_view characters = model_->spells_bytes_ ? absl::string_view(spelled) : word;
+  const std::optional<int32_t> whole = model_->ignore_merges_ ? model_->TokenToId(characters) : std::nullopt;
+  if (whole.has_value()) {
+    symbols.push_back(*whole);
+  } else if (model_->spells_bytes_ && model_->has_all_spelled_) {
+    for (const unsigned char byte : word) symbols.push_back(model_->spelled_ids_[byte]);
+  } else {
+    model_->AppendCharacters(characters, &symbols);
+  }
+  if (whole.has_value()) {
+    // Not to be merged further.
+  } else if (symbols.size() <= kMaxShort) {
+    model_->MergeShort(workspace_.get());
+  } else {
+    model_->MergeLong(workspace_.get());
+  }
+  ids->insert(ids->end(), symbols.begin(), symbols.end());
+  workspace_->cache.Insert(word, symbols.data(), symbols.size());
+}
+
+std::optional<int32_t> BpeModel::CharacterToId(absl::string_view character) const {
+  if (character.size() > 1) return TokenToId(character);
+  const int32_t id = ascii_ids_[static_cast<unsigned char>(character[0])];
+  return id < 0 ? std::nullopt : std::optional<int32_t>(id);
+}
+
+void BpeModel::AppendCharacters(absl::string_view word, std::vector<int32_t>* ids) const {
   // An unknown character is held back until a known one follows, so that a run of them can be one token.
   bool has_unknown = false;
   for (size_t i = 0; i < word.size();) {
     const size_t num_bytes = Utf8CharAt(word, i).num_bytes;
     const absl::string_view character = word.substr(i, num_bytes);
     i += num_bytes;
-    if (const std::optional<int32_t> id = TokenToId(character)) {
-      if (has_unknown) append(*unk_id_);
+    if (const std::optional<int32_t> id = CharacterToId(character)) {
+      if (has_unknown) ids->push_back(*unk_id_);
       has_unknown = false;
-      append(*id);
+      ids->push_back(*id);
       continue;
     }
     if (byte_fallback_) {
@@ -192,19 +255,53 @@ void BpeModel::AppendSymbols(absl::string_view word, std::vector<Symbol>* symbol
       for (const unsigned char byte : character) has_all = has_all && byte_ids_[byte].has_value();
       if (has_all) {
         // Does not end a run of unknown characters: the library's order, kept to the letter.
-        for (const unsigned char byte : character) append(*byte_ids_[byte]);
+        for (const unsigned char byte : character) ids->push_back(*byte_ids_[byte]);
         continue;
       }
     }
     if (!unk_id_.has_value()) continue;  // the library drops such characters, too
-    if (has_unknown && !fuse_unk_) append(*unk_id_);
+    if (has_unknown && !fuse_unk_) ids->push_back(*unk_id_);
     has_unknown = true;
   }
-  if (has_unknown) append(*unk_id_);
+  if (has_unknown) ids->push_back(*unk_id_);
 }
 
-void BpeModel::MergeSymbols(std::vector<Symbol>* symbols_ptr) const {
-  std::vector<Symbol>& symbols = *symbols_ptr;
+void BpeModel::MergeShort(Workspace* workspace) const {
+  std::vector<int32_t>& ids = workspace->ids;
+  std::vector<Merge>& merges = workspace->merges;
+  auto merge_at = [&](size_t i) {
+    const Merge* merge = i + 1 < ids.size() ? FindMerge(ids[i], ids[i + 1]) : nullptr;
+    return merge == nullptr ? Merge{kNoRank, 0} : *merge;
+  };
+  merges.clear();
+  for (size_t i = 0; i < ids.size(); ++i) merges.push_back(merge_at(i));
+  while (!ids.empty()) {
+    // The first of the best: the leftmost.
+    size_t best = 0;
+    for (size_t i = 1; i < merges.size(); ++i) {
+      if (merges[i].rank < merges[best].rank) best = i;
+    }
+    if (merges[best].rank == kNoRank) break;
+    ids[best] = merges[best].result;
+    ids.erase(ids.begin() + best + 1);
+    merges.erase(merges.begin() + best + 1);
+    merges[best] = merge_at(best);
+    if (best > 0) merges[best - 1] = merge_at(best - 1);
+  }
+}
+
+void BpeModel::MergeLong(Workspace* workspace) const {
+  struct Symbol {
+    int32_t id;
+    int32_t previous;
+    int32_t next;
+    bool is_alive;
+  };
+  std::vector<int32_t>& ids = workspace->ids;
+  const int32_t size = static_cast<int32_t>(ids.size());
+  std::vector<Symbol> symbols;
+  symbols.reserve(ids.size());
+  for (int32_t i = 0; i < size; ++i) symbols.push_back({ids[i], i - 1, i + 1 < size ? i + 1 : -1, true});
   struct Candidate {
     int32_t rank;
     int32_t position;
@@ -244,6 +341,10 @@ void BpeModel::MergeSymbols(std::vector<Symbol>* symbols_ptr) const {
         queue.push({before->rank, left.previous, before->result});
       }
     }
+  }
+  ids.clear();
+  for (const Symbol& symbol : symbols) {
+    if (symbol.is_alive) ids.push_back(symbol.id);
   }
 }
 

@@ -1,12 +1,12 @@
 #include "worker/text/decoder.h"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "proto/support/status_macros.h"
 #include "worker/text/byte_level.h"
 #include "worker/text/json_util.h"
@@ -34,33 +34,32 @@ std::optional<char> ByteOfToken(absl::string_view token) {
   return static_cast<char>(byte);
 }
 
-std::vector<std::string> JoinByteTokens(std::vector<std::string> tokens) {
-  std::vector<std::string> result;
-  std::string bytes;
-  auto flush = [&] {
-    if (bytes.empty()) return;
-    if (IsValidUtf8(bytes)) {
-      result.push_back(bytes);
-    } else {
-      result.insert(result.end(), bytes.size(), kReplacementCharacter);
-    }
-    bytes.clear();
-  };
-  for (std::string& token : tokens) {
-    if (const std::optional<char> byte = ByteOfToken(token)) {
-      bytes.push_back(*byte);
-      continue;
-    }
-    flush();
-    result.push_back(std::move(token));
-  }
-  flush();
+// The text of a run of byte tokens: all of it or nothing, as the library does it.
+std::string TextOfBytes(const std::string& bytes) {
+  if (IsValidUtf8(bytes)) return bytes;
+  std::string result;
+  for (size_t i = 0; i < bytes.size(); ++i) result += kReplacementCharacter;
   return result;
 }
 
+// How many bytes at the start are settled: all but the beginning of a character whose rest may follow.
+size_t SettledBytes(absl::string_view bytes) {
+  for (size_t tail = 1; tail <= 3 && tail <= bytes.size(); ++tail) {
+    const size_t offset = bytes.size() - tail;
+    const unsigned char lead = bytes[offset];
+    if ((lead & 0xC0) == 0x80) continue;
+    const Utf8Char c = Utf8CharAt(bytes, offset);
+    const bool is_broken_off_by_end = !c.is_valid && c.num_bytes == tail && lead >= 0xC2 && lead <= 0xF4;
+    return is_broken_off_by_end ? offset : bytes.size();
+  }
+  return bytes.size();
+}
+
 std::string StripToken(absl::string_view token, absl::string_view content, int64_t start, int64_t stop) {
-  for (int64_t i = 0; i < start && absl::StartsWith(token, content); ++i) token.remove_prefix(content.size());
-  for (int64_t i = 0; i < stop && absl::EndsWith(token, content); ++i) token.remove_suffix(content.size());
+  for (int64_t i = 0; i < start && absl::ConsumePrefix(&token, content); ++i) {
+  }
+  for (int64_t i = 0; i < stop && absl::ConsumeSuffix(&token, content); ++i) {
+  }
   return std::string(token);
 }
 
@@ -84,7 +83,21 @@ absl::StatusOr<Decoder> Decoder::FromJson(const json* component) {
   if (component == nullptr) return decoder;
   decoder.is_null_ = false;
   QST_RETURN_IF_ERROR(decoder.Append(*component, 0));
+  decoder.ChooseStreaming();
   return decoder;
+}
+
+// A step that joins all tokens can hand its text on part by part if the steps after it work on parts.
+void Decoder::ChooseStreaming() {
+  first_in_parts_ = steps_.size();
+  for (size_t i = steps_.size(); i > 0; --i) {
+    const Step& step = steps_[i - 1];
+    if (std::holds_alternative<ByteLevel>(step) || std::holds_alternative<Fuse>(step)) {
+      first_in_parts_ = i;
+    } else if (!std::holds_alternative<Strip>(step)) {
+      break;
+    }
+  }
 }
 
 absl::Status Decoder::Append(const json& component, int depth) {
@@ -107,7 +120,10 @@ absl::Status Decoder::Append(const json& component, int depth) {
     QST_ASSIGN_OR_RETURN(strip.content, GetString(component, "content"));
     QST_ASSIGN_OR_RETURN(strip.start, GetInt(component, "start"));
     QST_ASSIGN_OR_RETURN(strip.stop, GetInt(component, "stop"));
-    if (strip.content.empty()) return absl::InvalidArgumentError("Strip: \"content\" is empty");
+    if (strip.content.empty() || Utf8CharAt(strip.content, 0).num_bytes != strip.content.size()) {
+      return absl::InvalidArgumentError("Strip: \"content\" is not one character");
+    }
+    if (strip.start < 0 || strip.stop < 0) return absl::InvalidArgumentError("Strip: a count is negative");
     steps_.push_back(std::move(strip));
   } else if (type == "Replace") {
     QST_ASSIGN_OR_RETURN(ReplaceStep step, ReplaceStep::FromJson(component));
@@ -115,7 +131,10 @@ absl::Status Decoder::Append(const json& component, int depth) {
   } else if (type == "Metaspace") {
     Metaspace metaspace;
     QST_ASSIGN_OR_RETURN(metaspace.replacement, GetString(component, "replacement"));
-    if (metaspace.replacement.empty()) return absl::InvalidArgumentError("Metaspace: \"replacement\" is empty");
+    if (metaspace.replacement.empty() ||
+        Utf8CharAt(metaspace.replacement, 0).num_bytes != metaspace.replacement.size()) {
+      return absl::InvalidArgumentError("Metaspace: \"replacement\" is not one character");
+    }
     QST_ASSIGN_OR_RETURN(const bool add_prefix_space, GetBool(component, "add_prefix_space", true));
     QST_ASSIGN_OR_RETURN(const std::string scheme,
                          GetString(component, "prepend_scheme", add_prefix_space ? "always" : "never"));
@@ -127,34 +146,85 @@ absl::Status Decoder::Append(const json& component, int depth) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<std::string>> Decoder::ApplyStep(const Step& step, std::vector<std::string> tokens) {
-  if (std::holds_alternative<ByteFallback>(step)) return JoinByteTokens(std::move(tokens));
-  if (std::holds_alternative<Fuse>(step)) return std::vector<std::string>{absl::StrJoin(tokens, "")};
-  if (std::holds_alternative<ByteLevel>(step)) {
-    std::string bytes;
-    for (const std::string& token : tokens) AppendFromByteLevel(token, &bytes);
-    return std::vector<std::string>{ToValidUtf8(bytes)};
+Decoder::Stream::Stream(const Decoder* decoder) : decoder_(decoder), states_(decoder->steps_.size() + 1) {}
+
+absl::Status Decoder::Stream::Push(size_t i, std::string token, std::string* text) {
+  State& state = states_[i];
+  if (i == decoder_->steps_.size()) {
+    if (decoder_->is_null_ && !state.is_first) *text += ' ';
+    state.is_first = false;
+    *text += token;
+    return absl::OkStatus();
   }
-  bool is_first = true;
-  for (std::string& token : tokens) {
-    if (const Strip* strip = std::get_if<Strip>(&step)) {
-      token = StripToken(token, strip->content, strip->start, strip->stop);
-    } else if (const Metaspace* metaspace = std::get_if<Metaspace>(&step)) {
-      token = SpacesFromReplacement(token, metaspace->replacement, is_first && metaspace->drops_first);
-    } else {
-      QST_ASSIGN_OR_RETURN(token, std::get<ReplaceStep>(step).Apply(token));
+  const Step& step = decoder_->steps_[i];
+  const bool hands_parts_on = decoder_->first_in_parts_ <= i + 1;
+  if (const ReplaceStep* replace = std::get_if<ReplaceStep>(&step)) {
+    QST_ASSIGN_OR_RETURN(token, replace->Apply(token, MaxRewrittenBytes(0)));
+    return Push(i + 1, std::move(token), text);
+  }
+  if (const Metaspace* metaspace = std::get_if<Metaspace>(&step)) {
+    const bool drops = state.is_first && metaspace->drops_first;
+    state.is_first = false;
+    return Push(i + 1, SpacesFromReplacement(token, metaspace->replacement, drops), text);
+  }
+  if (const Strip* strip = std::get_if<Strip>(&step)) {
+    if (decoder_->first_in_parts_ > i)
+      return Push(i + 1, StripToken(token, strip->content, strip->start, strip->stop), text);
+    absl::string_view rest = token;
+    while (state.is_first && state.num_stripped < strip->start && absl::ConsumePrefix(&rest, strip->content)) {
+      ++state.num_stripped;
     }
-    is_first = false;
+    if (!rest.empty()) state.is_first = false;
+    // What may be the end is held back.
+    std::string part = absl::StrCat(state.held, rest);
+    absl::string_view kept = part;
+    for (int64_t n = 0; n < strip->stop && absl::ConsumeSuffix(&kept, strip->content); ++n) {
+    }
+    state.held = part.substr(kept.size());
+    part.resize(kept.size());
+    return Push(i + 1, std::move(part), text);
   }
-  return tokens;
+  if (std::holds_alternative<ByteFallback>(step)) {
+    if (const std::optional<char> byte = ByteOfToken(token)) {
+      state.held += *byte;
+      return absl::OkStatus();
+    }
+    if (!state.held.empty()) {
+      QST_RETURN_IF_ERROR(Push(i + 1, TextOfBytes(state.held), text));
+      state.held.clear();
+    }
+    return Push(i + 1, std::move(token), text);
+  }
+  if (std::holds_alternative<Fuse>(step)) {
+    if (hands_parts_on) return Push(i + 1, std::move(token), text);
+    state.held += token;
+    return absl::OkStatus();
+  }
+  AppendFromByteLevel(token, &state.held);
+  if (!hands_parts_on) return absl::OkStatus();
+  const size_t settled = SettledBytes(state.held);
+  if (settled == 0) return absl::OkStatus();
+  std::string part = ToValidUtf8(absl::string_view(state.held).substr(0, settled));
+  state.held.erase(0, settled);
+  return Push(i + 1, std::move(part), text);
 }
 
-absl::StatusOr<std::string> Decoder::Apply(std::vector<std::string> tokens) const {
-  if (is_null_) return absl::StrJoin(tokens, " ");
-  for (const Step& step : steps_) {
-    QST_ASSIGN_OR_RETURN(tokens, ApplyStep(step, std::move(tokens)));
+absl::Status Decoder::Stream::Add(absl::string_view token, std::string* text) {
+  return Push(0, std::string(token), text);
+}
+
+absl::Status Decoder::Stream::Finish(std::string* text) {
+  for (size_t i = 0; i < decoder_->steps_.size(); ++i) {
+    const Step& step = decoder_->steps_[i];
+    std::string held = std::move(states_[i].held);
+    states_[i].held.clear();
+    // What a strip holds back is what it strips.
+    if (held.empty() || std::holds_alternative<Strip>(step)) continue;
+    if (std::holds_alternative<ByteFallback>(step)) held = TextOfBytes(held);
+    if (std::holds_alternative<ByteLevel>(step)) held = ToValidUtf8(held);
+    QST_RETURN_IF_ERROR(Push(i + 1, std::move(held), text));
   }
-  return absl::StrJoin(tokens, "");
+  return absl::OkStatus();
 }
 
 }  // namespace qst

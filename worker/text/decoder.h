@@ -7,7 +7,9 @@
 #include <variant>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "nlohmann/json.hpp"
 #include "worker/text/normalizer.h"
 
@@ -19,9 +21,29 @@ class Decoder {
   // Errors  kUnimplemented: another type; it is named. kInvalidArgument: malformed.
   static absl::StatusOr<Decoder> FromJson(const nlohmann::json* component);
 
-  // The text, valid UTF-8: bytes that are no text become U+FFFD.
-  // Errors  kResourceExhausted: see Regex.
-  absl::StatusOr<std::string> Apply(std::vector<std::string> tokens) const;
+  // Decodes token by token. The pieces of text, joined, do not depend on when they are asked for: each is what no
+  // later token can change. They are whole characters; bytes that are no text become U+FFFD.
+  class Stream {
+   public:
+    // `decoder` must outlive it.
+    explicit Stream(const Decoder* decoder);
+
+    // Appends to `text` what is settled with this token. Errors  kResourceExhausted: see Regex.
+    absl::Status Add(absl::string_view token, std::string* text);
+    // Appends the rest. The stream is used up.
+    absl::Status Finish(std::string* text);
+
+   private:
+    struct State {
+      bool is_first = true;
+      int64_t num_stripped = 0;
+      std::string held;
+    };
+    absl::Status Push(size_t step, std::string token, std::string* text);
+
+    const Decoder* const decoder_;
+    std::vector<State> states_;  // one a step, and one for the end
+  };
 
  private:
   struct ByteLevel {};
@@ -39,9 +61,11 @@ class Decoder {
   using Step = std::variant<ByteLevel, ByteFallback, Fuse, Strip, Metaspace, ReplaceStep>;
 
   absl::Status Append(const nlohmann::json& component, int depth);
-  static absl::StatusOr<std::vector<std::string>> ApplyStep(const Step& step, std::vector<std::string> tokens);
+  void ChooseStreaming();
 
   std::vector<Step> steps_;
+  // From this step on, a stream's pieces are parts of one token: a step before has joined them all.
+  size_t first_in_parts_ = 0;
   bool is_null_ = true;
 };
 

@@ -4,12 +4,14 @@
 
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "nlohmann/json.hpp"
 #include "worker/text/regex.h"
+#include "worker/text/unicode_text.h"
 
 namespace qst {
 
@@ -18,7 +20,8 @@ class ReplaceStep {
  public:
   // `component` has "pattern" ({"String": ...} or {"Regex": ...}) and "content".
   static absl::StatusOr<ReplaceStep> FromJson(const nlohmann::json& component);
-  absl::StatusOr<std::string> Apply(absl::string_view text) const;
+  // Errors  kResourceExhausted: see Regex; or the result has more than `max_bytes`.
+  absl::StatusOr<std::string> Apply(absl::string_view text, size_t max_bytes) const;
 
  private:
   std::optional<Regex> regex_;  // else:
@@ -26,22 +29,34 @@ class ReplaceStep {
   std::string content_;
 };
 
+// What a tokenizer's rules may make of a text of `num_bytes`. No real rules come near; hostile ones would otherwise
+// take any amount of memory.
+inline size_t MaxRewrittenBytes(size_t num_bytes) { return 64 * num_bytes + (size_t{1} << 20); }
+
 class Normalizer {
  public:
-  // Supports null, Prepend, Replace and Sequence.
+  // Supports null, NFC, NFD, NFKC, NFKD, Lowercase, Strip, StripAccents, Replace, Prepend and Sequence.
   // Errors  kUnimplemented: another type; it is named. kInvalidArgument: malformed.
   static absl::StatusOr<Normalizer> FromJson(const nlohmann::json* component);
 
-  // `text` must be valid UTF-8. Errors  kResourceExhausted: see Regex.
+  // `text` must be valid UTF-8. Errors  kResourceExhausted: see Regex; or the result is longer than
+  // MaxRewrittenBytes.
   absl::StatusOr<std::string> Apply(absl::string_view text) const;
 
  private:
-  struct Step {
-    std::string prepend;  // if there is no replacement
-    std::optional<ReplaceStep> replace;
+  struct Prepend {
+    std::string text;
   };
+  struct Strip {
+    bool left = true;
+    bool right = true;
+  };
+  struct Lowercase {};
+  struct StripAccents {};
+  using Step = std::variant<Prepend, Strip, Lowercase, StripAccents, NormalForm, ReplaceStep>;
 
   absl::Status Append(const nlohmann::json& component, int depth);
+  static absl::StatusOr<std::string> ApplyStep(const Step& step, std::string text, size_t max_bytes);
 
   std::vector<Step> steps_;
 };

@@ -6,7 +6,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "proto/support/status_macros.h"
+#include "worker/text/unicode_tables.h"
 #include "worker/text/utf8.h"
 
 namespace qst {
@@ -36,8 +38,24 @@ absl::Status Differs(absl::string_view pattern, absl::string_view what) {
   return absl::UnimplementedError(absl::StrCat("pattern \"", pattern, "\": ", what, " is not supported"));
 }
 
+// Ranges as members of a class.
+std::string ClassMembers(const CodePointRange* ranges, size_t size) {
+  std::string result;
+  for (size_t i = 0; i < size; ++i) {
+    absl::StrAppendFormat(&result, "\\x{%X}-\\x{%X}", ranges[i].first, ranges[i].last);
+  }
+  return result;
+}
+
+// Characters of a property (\p{L} or \p{N}) that are younger than PCRE2's tables; empty for other properties.
+std::string NewMembers(absl::string_view property) {
+  if (property == "{L}") return ClassMembers(kNewLetterRanges, kNewLetterRangesSize);
+  if (property == "{N}") return ClassMembers(kNewNumberRanges, kNewNumberRangesSize);
+  return "";
+}
+
 // Rewrites what is spelled alike and means something else. PCRE2's \s has U+180E, Oniguruma's is the
-// property White_Space.
+// property White_Space; and PCRE2's letters and numbers are those of an older Unicode.
 absl::StatusOr<std::string> ToPcre2Syntax(absl::string_view pattern) {
   std::string result;
   bool in_class = false;
@@ -53,14 +71,23 @@ absl::StatusOr<std::string> ToPcre2Syntax(absl::string_view pattern) {
       } else if (next == 'h' || next == 'H' || next == 'Q' || next == 'E' || next == 'K' || next == 'C') {
         return Differs(pattern, absl::StrCat("\\", absl::string_view(&next, 1)));
       } else {
-        result += c;
-        if (i < pattern.size()) result += next;
+        std::string escape(1, c);
+        if (i < pattern.size()) escape += next;
         // \p{L}: these braces are no quantifier.
+        std::string added;
         if (i + 1 < pattern.size() && pattern[i + 1] == '{') {
           const size_t end = pattern.find('}', i);
           if (end == absl::string_view::npos) return Differs(pattern, "a brace without end");
-          result.append(pattern.data() + i + 1, end - i);
+          const absl::string_view braces = pattern.substr(i + 1, end - i);
+          if (next == 'p' || (next == 'P' && !in_class)) added = NewMembers(braces);
+          absl::StrAppend(&escape, braces);
           i = end;
+        }
+        if (added.empty() || in_class) {
+          absl::StrAppend(&result, escape, added);
+        } else {
+          escape[1] = 'p';
+          absl::StrAppend(&result, next == 'P' ? "[^" : "[", escape, added, "]");
         }
       }
       continue;

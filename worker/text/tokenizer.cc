@@ -69,15 +69,15 @@ absl::Status Tokenizer::LoadTokenizerJson(const std::string& text) {
   QST_ASSIGN_OR_RETURN(const json root, ParseJson(text));
   const json* model = FindMember(root, "model");
   if (model == nullptr) return absl::InvalidArgumentError("no \"model\"");
-  absl::StatusOr<std::unique_ptr<BpeModel>> bpe = BpeModel::FromJson(*model);
-  if (!bpe.ok()) return Annotate(bpe.status(), "model");
-  model_ = *std::move(bpe);
   absl::StatusOr<Normalizer> normalizer = Normalizer::FromJson(FindMember(root, "normalizer"));
   if (!normalizer.ok()) return Annotate(normalizer.status(), "normalizer");
   normalizer_ = *std::move(normalizer);
   absl::StatusOr<PreTokenizer> pre_tokenizer = PreTokenizer::FromJson(FindMember(root, "pre_tokenizer"));
   if (!pre_tokenizer.ok()) return Annotate(pre_tokenizer.status(), "pre_tokenizer");
   pre_tokenizer_ = *std::move(pre_tokenizer);
+  absl::StatusOr<std::unique_ptr<BpeModel>> bpe = BpeModel::FromJson(*model, pre_tokenizer_.ends_with_byte_level());
+  if (!bpe.ok()) return Annotate(bpe.status(), "model");
+  model_ = *std::move(bpe);
   absl::StatusOr<Decoder> decoder = Decoder::FromJson(FindMember(root, "decoder"));
   if (!decoder.ok()) return Annotate(decoder.status(), "decoder");
   decoder_ = *std::move(decoder);
@@ -87,10 +87,10 @@ absl::Status Tokenizer::LoadTokenizerJson(const std::string& text) {
   vocab_size_ = std::max(model_->vocab_size(), added_tokens_.end_id());
   unk_id_ = model_->unk_id();
   QST_ASSIGN_OR_RETURN(const std::string letter, normalizer_.Apply("a"));
-  QST_ASSIGN_OR_RETURN(const std::vector<PreTokenizer::Word> words, pre_tokenizer_.Apply({letter, true}));
-  // U+2581 and U+0120 are a space's spellings in the two families.
-  adds_prefix_space_ = !words.empty() &&
-                       (absl::StartsWith(words[0].text, "\xE2\x96\x81") || absl::StartsWith(words[0].text, "\xC4\xA0"));
+  PreTokenizer::Words words;
+  QST_RETURN_IF_ERROR(pre_tokenizer_.Apply(letter, true, &words));
+  // A space of the tokenizer's own, as it is or as U+2581.
+  adds_prefix_space_ = absl::StartsWith(words.text, "\xE2\x96\x81") || absl::StartsWith(words.text, " ");
   return Annotate(LoadPostProcessor(FindMember(root, "post_processor"), 0), "post_processor");
 }
 
@@ -100,6 +100,7 @@ absl::Status Tokenizer::LoadPostProcessor(const json* component, int depth) {
   QST_ASSIGN_OR_RETURN(const std::string type, GetString(*component, "type"));
   if (type == "ByteLevel") return absl::OkStatus();  // moves offsets into the text, adds no token
   if (type == "TemplateProcessing") return LoadTemplate(*component);
+  if (type == "RobertaProcessing" || type == "BertProcessing") return LoadClassifierTokens(*component);
   if (type == "Sequence") {
     const json* parts = FindMember(*component, "processors");
     if (parts == nullptr || !parts->is_array()) return absl::InvalidArgumentError("no array \"processors\"");
@@ -107,6 +108,26 @@ absl::Status Tokenizer::LoadPostProcessor(const json* component, int depth) {
     return absl::OkStatus();
   }
   return absl::UnimplementedError(absl::StrCat("type \"", type, "\" is not supported"));
+}
+
+// RoBERTa's and BERT's: "cls" before the text and "sep" after it, each a token and its id.
+absl::Status Tokenizer::LoadClassifierTokens(const json& component) {
+  for (const auto& [key, is_before] : {std::pair("cls", true), std::pair("sep", false)}) {
+    const json* token = FindMember(component, key);
+    if (token == nullptr || !token->is_array() || token->size() != 2) {
+      return absl::InvalidArgumentError(absl::StrCat("\"", key, "\" is not a token and its id"));
+    }
+    const json& id = (*token)[1];
+    if (!id.is_number_integer() || id < 0 || id >= vocab_size_) {
+      return absl::InvalidArgumentError(absl::StrCat("the id of \"", key, "\" is not in the vocabulary"));
+    }
+    if (is_before) {
+      prefix_.insert(prefix_.begin(), id.get<int32_t>());
+    } else {
+      suffix_.push_back(id.get<int32_t>());
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Tokenizer::LoadTemplate(const json& component) {
@@ -206,33 +227,49 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view text, b
   std::vector<int32_t> ids;
   if (add_special) ids = prefix_;
   QST_ASSIGN_OR_RETURN(std::vector<AddedTokens::Piece> pieces, added_tokens_.Split(text, normalizer_));
+  BpeModel::Encoder encoder(model_.get());
+  PreTokenizer::Words words;
   for (AddedTokens::Piece& piece : pieces) {
     if (piece.id.has_value()) {
       ids.push_back(*piece.id);
       continue;
     }
-    QST_ASSIGN_OR_RETURN(const std::vector<PreTokenizer::Word> words,
-                         pre_tokenizer_.Apply({std::move(piece.text), piece.is_at_start}));
-    for (const PreTokenizer::Word& word : words) model_->Tokenize(word.text, &ids);
+    QST_RETURN_IF_ERROR(pre_tokenizer_.Apply(std::move(piece.text), piece.is_at_start, &words));
+    for (const TextRange& range : words.ranges) {
+      encoder.Append(absl::string_view(words.text.data() + range.begin, range.end - range.begin), &ids);
+    }
   }
   if (add_special) ids.insert(ids.end(), suffix_.begin(), suffix_.end());
   return ids;
 }
 
+const std::string* Tokenizer::DecodedToken(int32_t id, bool skip_special) const {
+  const AddedToken* added = added_tokens_.FindById(id);
+  if (added == nullptr) return model_->IdToToken(id);
+  return skip_special && added->is_special ? nullptr : &added->content;
+}
+
 std::string Tokenizer::Decode(const std::vector<int32_t>& ids, bool skip_special) const {
-  std::vector<std::string> tokens;
-  tokens.reserve(ids.size());
-  for (const int32_t id : ids) {
-    const AddedToken* added = added_tokens_.FindById(id);
-    if (added != nullptr) {
-      if (!skip_special || !added->is_special) tokens.push_back(added->content);
-    } else if (const std::string* token = model_->IdToToken(id)) {
-      tokens.push_back(*token);
-    }
-  }
-  absl::StatusOr<std::string> text = decoder_.Apply(std::move(tokens));
+  TextStream stream(this, skip_special);
+  std::string text;
+  for (const int32_t id : ids) text += stream.Add(id);
+  return text + stream.Finish();
+}
+
+Tokenizer::TextStream::TextStream(const Tokenizer* tokenizer, bool skip_special)
+    : tokenizer_(tokenizer), skip_special_(skip_special), stream_(&tokenizer->decoder_) {}
+
+std::string Tokenizer::TextStream::Add(int32_t id) {
+  std::string text;
+  const std::string* token = tokenizer_->DecodedToken(id, skip_special_);
   // Only a pattern of the file that explodes on a single token can fail; nothing is better than a crash.
-  return text.ok() ? *std::move(text) : std::string();
+  if (token == nullptr || !stream_.Add(*token, &text).ok()) return std::string();
+  return text;
+}
+
+std::string Tokenizer::TextStream::Finish() {
+  std::string text;
+  return stream_.Finish(&text).ok() ? text : std::string();
 }
 
 std::optional<int32_t> Tokenizer::TokenToId(absl::string_view token) const {

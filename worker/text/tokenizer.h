@@ -34,12 +34,29 @@ class Tokenizer {
 
   // The tokens of a text. Special tokens that the text spells out are recognised. With `add_special`, what
   // the file's post-processor adds (such as BOS) is added. Bytes that are not UTF-8 count as U+FFFD.
-  // Errors  kResourceExhausted: a pattern of the file backtracks too much on this text.
+  // Errors  kResourceExhausted: a pattern of the file backtracks too much on this text, or its rules make far too
+  // much of it.
   absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text, bool add_special) const;
 
   // The text of the tokens, always valid UTF-8. Ids that name no token are left out, and with
   // `skip_special`, special tokens are, too.
   std::string Decode(const std::vector<int32_t>& ids, bool skip_special) const;
+
+  // Decodes id by id; the pieces, joined, are exactly what Decode gives of all ids.
+  class TextStream {
+   public:
+    // `tokenizer` must outlive it.
+    TextStream(const Tokenizer* tokenizer, bool skip_special);
+    // The text that no later id can change: whole characters, often none.
+    std::string Add(int32_t id);
+    // What is left, with U+FFFD for bytes that never became a character. The stream is used up.
+    std::string Finish();
+
+   private:
+    const Tokenizer* const tokenizer_;
+    const bool skip_special_;
+    Decoder::Stream stream_;
+  };
 
   std::optional<int32_t> TokenToId(absl::string_view token) const;
   // The token as the file spells it; nullopt for ids that name none.
@@ -65,7 +82,10 @@ class Tokenizer {
   absl::Status LoadTokenizerJson(const std::string& text);
   absl::Status LoadPostProcessor(const nlohmann::json* component, int depth);
   absl::Status LoadTemplate(const nlohmann::json& component);
+  absl::Status LoadClassifierTokens(const nlohmann::json& component);
   absl::Status LoadSettings(const TokenizerFiles& files);
+  // The token that decoding sees; null if it sees none.
+  const std::string* DecodedToken(int32_t id, bool skip_special) const;
 
   std::unique_ptr<BpeModel> model_;
   Normalizer normalizer_;

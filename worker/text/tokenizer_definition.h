@@ -42,7 +42,7 @@ struct TokenizerDefinition {
   // "left right", most important first; needed for kByteLevelBpe only. GGUF: tokenizer.ggml.merges.
   std::vector<std::string> merges;
   // How kByteLevelBpe splits text into words, by GGUF's name for it (tokenizer.ggml.pre): "gpt-2",
-  // "smollm", "llama-bpe", ... Unknown names, and none, are refused: a wrong split is silently worse.
+  // "smollm", "llama-bpe", "qwen2", ... Unknown names, and none, are refused: a wrong split is silently worse.
   std::string pre_tokenizer;
 
   std::optional<int32_t> bos_id;
@@ -55,6 +55,13 @@ struct TokenizerDefinition {
   bool add_eos = false;
   // kSentencePieceBpe: text gets one leading space. GGUF: tokenizer.ggml.add_space_prefix.
   bool add_space_prefix = true;
+  // kSentencePieceBpe: text behind a special token gets none ("legacy": false in tokenizer_config.json).
+  bool prefixes_start_only = false;
+  // kSentencePieceBpe: spaces at both ends go, and several become one. SentencePiece: remove_extra_whitespaces.
+  bool removes_extra_spaces = false;
+  // kSentencePieceBpe: user-defined tokens with lower ids are looked for in text that has its leading space and U+2581
+  // for spaces, as SentencePiece does it. Others in the original text; what follows one gets a leading space again.
+  int32_t late_user_defined_end = 0;
 
   // Jinja text, empty if there is none. GGUF: tokenizer.chat_template.
   std::string chat_template;

@@ -10,22 +10,19 @@
 #include <optional>
 #include <utility>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "proto/support/status_macros.h"
 #include "worker/text/json_util.h"
+#include "worker/text/sentence_piece_file.h"
+#include "worker/text/tokenizer_settings.h"
 
 namespace qst {
 namespace {
 
 using nlohmann::json;
-using TokenType = TokenizerDefinition::TokenType;
-
 constexpr int64_t kMaxFileBytes = 256 << 20;
-// Names that GPT-2's library gives without any file saying so.
-constexpr char kGpt2EndOfText[] = "<|endoftext|>";
 
 // Nullopt if there is no such file.
 absl::StatusOr<std::optional<std::string>> ReadIfPresent(const std::string& folder, const char* name) {
@@ -76,37 +73,29 @@ absl::Status WriteAtomically(const std::string& path, const std::string& text) {
   return absl::OkStatus();
 }
 
-// The roles of a folder in GPT-2's form, where files that name them are optional.
-absl::Status ApplySettings(const TokenizerFiles& files, TokenizerDefinition* definition) {
-  absl::flat_hash_map<std::string, int32_t> ids;
-  for (size_t id = 0; id < definition->tokens.size(); ++id) ids[definition->tokens[id]] = static_cast<int32_t>(id);
-  definition->token_types.assign(definition->tokens.size(), TokenType::kNormal);
-  auto set = [&](std::optional<int32_t>* role, const std::string& token) {
-    const auto it = ids.find(token);
-    if (it == ids.end()) return;
-    if (!role->has_value()) *role = it->second;
-    definition->token_types[it->second] = TokenType::kControl;
-  };
-  for (const auto& [name, text] : {std::pair("tokenizer_config.json", &files.tokenizer_config_json),
-                                   std::pair("special_tokens_map.json", &files.special_tokens_map_json)}) {
-    if (text->empty()) continue;
-    absl::StatusOr<json> config = ParseJson(*text);
-    if (!config.ok()) return Annotate(config.status(), name);
-    for (const auto& [key, role] :
-         {std::pair("bos_token", &definition->bos_id), std::pair("eos_token", &definition->eos_id),
-          std::pair("unk_token", &definition->unk_id), std::pair("pad_token", &definition->pad_id)}) {
-      const json* value = FindMember(*config, key);
-      if (value != nullptr && value->is_object()) value = FindMember(*value, "content");
-      if (value != nullptr && value->is_string()) set(role, value->get<std::string>());
-    }
-    absl::StatusOr<bool> add_bos = GetBool(*config, "add_bos_token", definition->add_bos);
-    if (!add_bos.ok()) return Annotate(add_bos.status(), name);
-    definition->add_bos = *add_bos;
+// The two files of GPT-2's form, by the names that are in use.
+constexpr std::pair<const char*, const char*> kVocabAndMerges[] = {
+    {"vocab.json", "merges.txt"}, {"encoder.json", "vocab.bpe"}, {"gpt2-vocab.json", "gpt2-merges.txt"}};
+
+// The tokenizer of a folder without tokenizer.json.
+absl::StatusOr<TokenizerDefinition> ReadDefinition(const std::string& folder) {
+  QST_ASSIGN_OR_RETURN(const std::optional<std::string> model, ReadIfPresent(folder, "tokenizer.model"));
+  if (model.has_value()) {
+    absl::StatusOr<TokenizerDefinition> definition = DefinitionFromSentencePiece(*model);
+    if (!definition.ok()) return Annotate(definition.status(), absl::StrCat(folder, "/tokenizer.model"));
+    return definition;
   }
-  if (!definition->bos_id.has_value()) set(&definition->bos_id, kGpt2EndOfText);
-  if (!definition->eos_id.has_value()) set(&definition->eos_id, kGpt2EndOfText);
-  if (!definition->bos_id.has_value()) definition->add_bos = false;
-  return absl::OkStatus();
+  for (const auto& [vocab_name, merges_name] : kVocabAndMerges) {
+    QST_ASSIGN_OR_RETURN(const std::optional<std::string> vocab, ReadIfPresent(folder, vocab_name));
+    QST_ASSIGN_OR_RETURN(const std::optional<std::string> merges, ReadIfPresent(folder, merges_name));
+    if (!vocab.has_value() || !merges.has_value()) continue;
+    absl::StatusOr<TokenizerDefinition> definition = DefinitionFromVocabAndMerges(*vocab, *merges);
+    if (!definition.ok()) return Annotate(definition.status(), absl::StrCat(folder, "/", vocab_name));
+    return definition;
+  }
+  return absl::NotFoundError(absl::StrCat(
+      folder,
+      ": no tokenizer.json (and no tokenizer.model, nor vocab.json with merges.txt); add it to the model folder"));
 }
 
 }  // namespace
@@ -130,21 +119,16 @@ absl::StatusOr<TokenizerFiles> ReadTokenizerFiles(const std::string& folder) {
   }
   if (has_tokenizer_json) return files;
 
-  QST_ASSIGN_OR_RETURN(const std::optional<std::string> vocab, ReadIfPresent(folder, "vocab.json"));
-  QST_ASSIGN_OR_RETURN(const std::optional<std::string> merges, ReadIfPresent(folder, "merges.txt"));
-  if (!vocab.has_value() || !merges.has_value()) {
-    return absl::NotFoundError(
-        absl::StrCat(folder, ": no tokenizer.json (and no vocab.json with merges.txt); add it to the model folder"));
-  }
-  absl::StatusOr<TokenizerDefinition> definition = DefinitionFromVocabAndMerges(*vocab, *merges);
-  if (!definition.ok()) return Annotate(definition.status(), folder);
-  QST_RETURN_IF_ERROR(Annotate(ApplySettings(files, &*definition), folder));
-  absl::StatusOr<TokenizerFiles> converted = ToTokenizerFiles(*definition);
+  QST_ASSIGN_OR_RETURN(TokenizerDefinition definition, ReadDefinition(folder));
+  QST_ASSIGN_OR_RETURN(const std::optional<std::string> added, ReadIfPresent(folder, "added_tokens.json"));
+  QST_RETURN_IF_ERROR(Annotate(ApplyTokenizerSettings(files, added.value_or(""), &definition), folder));
+  absl::StatusOr<TokenizerFiles> converted = ToTokenizerFiles(definition);
   if (!converted.ok()) return Annotate(converted.status(), folder);
   files.tokenizer_json = std::move(converted->tokenizer_json);
-  if (files.tokenizer_config_json.empty()) {
-    files.tokenizer_config_json = std::move(converted->tokenizer_config_json);
-  }
+  absl::StatusOr<std::string> config = CompleteTokenizerConfig(files, definition);
+  if (!config.ok()) return Annotate(config.status(), folder);
+  files.tokenizer_config_json =
+      files.tokenizer_config_json.empty() ? std::move(converted->tokenizer_config_json) : *std::move(config);
   return files;
 }
 
@@ -164,18 +148,17 @@ absl::StatusOr<TokenizerDefinition> DefinitionFromVocabAndMerges(absl::string_vi
   TokenizerDefinition definition;
   definition.kind = TokenizerDefinition::Kind::kByteLevelBpe;
   definition.pre_tokenizer = "gpt-2";
-  absl::StatusOr<json> vocabulary = ParseJson(vocab_json);
-  if (!vocabulary.ok()) return Annotate(vocabulary.status(), "vocab.json");
-  if (!vocabulary->is_object()) return absl::InvalidArgumentError("vocab.json: not an object");
-  std::vector<std::optional<std::string>> tokens(vocabulary->size());
-  for (const auto& [token, id] : vocabulary->items()) {
+  QST_ASSIGN_OR_RETURN(const json vocabulary, ParseJson(vocab_json));
+  if (!vocabulary.is_object()) return absl::InvalidArgumentError("not an object");
+  std::vector<std::optional<std::string>> tokens(vocabulary.size());
+  for (const auto& [token, id] : vocabulary.items()) {
     if (!id.is_number_integer() || id < 0 || id >= static_cast<int64_t>(tokens.size())) {
       return absl::InvalidArgumentError(
-          absl::StrCat("vocab.json: the id of \"", token, "\" is not an integer below ", tokens.size()));
+          absl::StrCat("the id of \"", token, "\" is not an integer below ", tokens.size()));
     }
     std::optional<std::string>& slot = tokens[id.get<size_t>()];
     if (slot.has_value()) {
-      return absl::InvalidArgumentError(absl::StrCat("vocab.json: \"", *slot, "\" and \"", token, "\" have one id"));
+      return absl::InvalidArgumentError(absl::StrCat("\"", *slot, "\" and \"", token, "\" have one id"));
     }
     slot = token;
   }

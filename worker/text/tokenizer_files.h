@@ -1,5 +1,11 @@
 // The files of a tokenizer in a Hugging Face model folder, and making them from other forms. The model
 // store keeps tokenizer.json and tokenizer_config.json of every model, whatever it was imported from.
+//
+// Two members of a tokenizer.json made here are this project's own; the Hugging Face library passes over them. They
+// say what the format has no words for and what SentencePiece does:
+//   model.merge_ranks                  one number a merge, lower first; among equals the leftmost place in the text
+//                                      goes first (without it: the order of the list)
+//   added_tokens[].normalized_content  what a token with "normalized": true looks like in normalized text
 #ifndef QST_WORKER_TEXT_TOKENIZER_FILES_H_
 #define QST_WORKER_TEXT_TOKENIZER_FILES_H_
 
@@ -21,9 +27,13 @@ struct TokenizerFiles {
   std::string chat_template_jinja;
 };
 
-// Reads a model folder. Without tokenizer.json, vocab.json and merges.txt (GPT-2's own form, which OPT
-// models have) are converted.
-// Errors  kNotFound: neither is there. kInvalidArgument: too large or, if converted, malformed.
+// Reads a model folder. Without tokenizer.json, the first of these is converted: tokenizer.model (SentencePiece);
+// vocab.json with merges.txt (GPT-2's own form, which OPT and Qwen2 have); the latter under the names encoder.json and
+// vocab.bpe, or gpt2-vocab.json and gpt2-merges.txt. Converting follows added_tokens.json and, of
+// tokenizer_config.json, the tokens and their roles, add_bos_token, add_eos_token, add_prefix_space, legacy and
+// tokenizer_class.
+// Errors  kNotFound: none of them is there. kInvalidArgument: too large or, if converted, malformed.
+//         kUnimplemented: converting cannot do what the files ask for; it is named.
 absl::StatusOr<TokenizerFiles> ReadTokenizerFiles(const std::string& folder);
 
 // Writes the files that are not empty; each appears complete or not at all.

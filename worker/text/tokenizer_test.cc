@@ -2,12 +2,14 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -17,6 +19,7 @@
 #include "proto/support/status_matchers.h"
 #include "tests/support/shared_data.h"
 #include "worker/text/json_util.h"
+#include "worker/text/utf8.h"
 
 namespace qst {
 namespace {
@@ -78,16 +81,70 @@ void ExpectGolden(const Tokenizer& tokenizer, const std::string& golden_file) {
   }
 }
 
+// Compares the text of random ids with the library's, and with what a stream gives piece by piece.
+void ExpectDecoded(const Tokenizer& tokenizer, const std::string& golden_file) {
+  const std::vector<json> lines = ReadLines(TestData(golden_file));
+  ASSERT_GT(lines.size(), 30);
+  for (const json& line : lines) {
+    EXPECT_EQ(tokenizer.Decode(line["ids"].get<std::vector<int32_t>>(), true), line["text"].get<std::string>()) << line;
+  }
+}
+
+// A stream's pieces are whole characters, and joined what Decode gives: for random ids of which many are bytes, many
+// name special tokens, and some name nothing.
+void ExpectStreamsAgree(const Tokenizer& tokenizer) {
+  std::mt19937 random(1);
+  auto below = [&](int32_t limit) { return static_cast<int32_t>(random() % static_cast<uint32_t>(limit)); };
+  for (int sequence = 0; sequence < 400; ++sequence) {
+    std::vector<int32_t> ids(1 + below(60));
+    const int32_t top = sequence % 2 == 0 ? tokenizer.vocab_size() + 2 : std::min(300, tokenizer.vocab_size());
+    for (int32_t& id : ids) id = below(top);
+    for (const bool skip_special : {false, true}) {
+      Tokenizer::TextStream stream(&tokenizer, skip_special);
+      std::string joined;
+      for (const int32_t id : ids) {
+        const std::string piece = stream.Add(id);
+        ASSERT_TRUE(IsValidUtf8(piece)) << "a piece is not made of whole characters";
+        joined += piece;
+      }
+      joined += stream.Finish();
+      ASSERT_EQ(joined, tokenizer.Decode(ids, skip_special));
+    }
+  }
+}
+
 class SmallTokenizerTest : public testing::TestWithParam<const char*> {};
 
 TEST_P(SmallTokenizerTest, EncodesAndDecodesLikeTheLibrary) {
   const auto tokenizer = Tokenizer::FromModelFolder(TestData(GetParam()));
   QST_ASSERT_OK(tokenizer);
   ExpectGolden(**tokenizer, absl::StrCat(GetParam(), "/golden.jsonl"));
+  ExpectDecoded(**tokenizer, absl::StrCat(GetParam(), "/decoded.jsonl"));
+  ExpectStreamsAgree(**tokenizer);
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, SmallTokenizerTest,
-                         testing::Values("byte_level", "split_regex", "sentence_piece", "metaspace"));
+                         testing::Values("byte_level", "split_regex", "sentence_piece", "metaspace", "qwen2",
+                                         "classifier", "compatible"));
+
+class SentencePieceFileTest : public testing::TestWithParam<const char*> {};
+
+TEST_P(SentencePieceFileTest, EncodesLikeSentencePiece) {
+  const auto tokenizer = Tokenizer::FromModelFolder(TestData(GetParam()));
+  QST_ASSERT_OK(tokenizer);
+  const std::vector<json> texts = ReadLines(TestData(absl::StrCat(GetParam(), "/texts.jsonl")));
+  const std::vector<json> golden = ReadLines(TestData(absl::StrCat(GetParam(), "/golden.jsonl")));
+  ASSERT_GT(texts.size(), 150);
+  ASSERT_EQ(texts.size(), golden.size());
+  for (size_t i = 0; i < texts.size(); ++i) {
+    const auto ids = (*tokenizer)->Encode(texts[i].get<std::string>(), true);
+    QST_ASSERT_OK(ids);
+    ASSERT_EQ(*ids, golden[i]["ids"].get<std::vector<int32_t>>()) << "line " << i + 1 << ": " << texts[i];
+  }
+  ExpectStreamsAgree(**tokenizer);
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, SentencePieceFileTest, testing::Values("piece_bytes", "piece_unknown"));
 
 struct Published {
   const char* folder;
@@ -101,34 +158,52 @@ TEST_P(PublishedTokenizerTest, EncodesAndDecodesLikeTheLibrary) {
   if (!folder.has_value()) GTEST_SKIP() << "no shared data: " << GetParam().folder;
   const auto tokenizer = Tokenizer::FromModelFolder(*folder);
   QST_ASSERT_OK(tokenizer);
-  ExpectGolden(**tokenizer, GetParam().golden);
+  ExpectGolden(**tokenizer, absl::StrCat(GetParam().golden, ".jsonl"));
+  ExpectDecoded(**tokenizer, absl::StrCat(GetParam().golden, "_decoded.jsonl"));
+  ExpectStreamsAgree(**tokenizer);
 }
 
 INSTANTIATE_TEST_SUITE_P(Published, PublishedTokenizerTest,
-                         testing::Values(Published{"tokenizers/smollm2", "smollm2.jsonl"},
-                                         Published{"tokenizers/tinyllama", "tinyllama.jsonl"},
-                                         Published{"models/stories260K-hf", "stories260k.jsonl"}));
+                         testing::Values(Published{"tokenizers/smollm2", "smollm2"},
+                                         Published{"tokenizers/tinyllama", "tinyllama"},
+                                         Published{"models/stories260K-hf", "stories260k"}));
 
 TEST(TokenizerTest, FolderInGpt2FormIsConverted) {
   const auto gpt2 = SharedDataPath("tokenizers/gpt2");
   const auto opt = SharedDataPath("tokenizers/opt");
   if (!gpt2.has_value() || !opt.has_value()) GTEST_SKIP() << "no shared data: tokenizers/gpt2, tokenizers/opt";
-  TemporaryFolder folder;
-  fs::copy(*gpt2 + "/encoder.json", folder.path() + "/vocab.json");
-  fs::copy(*gpt2 + "/vocab.bpe", folder.path() + "/merges.txt");
-  auto tokenizer = Tokenizer::FromModelFolder(folder.path());
+  // By the names that the files were published with, and by those that the transformers library gives them.
+  auto tokenizer = Tokenizer::FromModelFolder(*gpt2);
   QST_ASSERT_OK(tokenizer);
   ExpectGolden(**tokenizer, "gpt2.jsonl");
+  ExpectStreamsAgree(**tokenizer);
   EXPECT_EQ((*tokenizer)->eos_id(), 50256);
 
-  TemporaryFolder other;
-  fs::copy(*opt + "/gpt2-vocab.json", other.path() + "/vocab.json");
-  fs::copy(*opt + "/gpt2-merges.txt", other.path() + "/merges.txt");
-  WriteFile(other.path() + "/special_tokens_map.json", R"({"bos_token": "<s>", "eos_token": {"content": "</s>"}})");
-  tokenizer = Tokenizer::FromModelFolder(other.path());
+  TemporaryFolder folder;
+  fs::copy(*opt + "/gpt2-vocab.json", folder.path() + "/vocab.json");
+  fs::copy(*opt + "/gpt2-merges.txt", folder.path() + "/merges.txt");
+  WriteFile(folder.path() + "/special_tokens_map.json", R"({"bos_token": "<s>", "eos_token": {"content": "</s>"}})");
+  tokenizer = Tokenizer::FromModelFolder(folder.path());
   QST_ASSERT_OK(tokenizer);
   ExpectGolden(**tokenizer, "opt.jsonl");
+  ExpectStreamsAgree(**tokenizer);
   EXPECT_EQ((*tokenizer)->bos_id(), 0);
+  EXPECT_EQ((*tokenizer)->eos_id(), 2);
+  QST_EXPECT_OK(Tokenizer::FromModelFolder(*opt));
+}
+
+TEST(TokenizerTest, PublishedSentencePieceModelIsThatOfItsTokenizerJson) {
+  const auto llama = SharedDataPath("tokenizers/llama");
+  if (!llama.has_value()) GTEST_SKIP() << "no shared data: tokenizers/llama";
+  const auto tokenizer = Tokenizer::FromModelFolder(*llama);
+  QST_ASSERT_OK(tokenizer);
+  ExpectGolden(**tokenizer, "tinyllama.jsonl");
+  ExpectDecoded(**tokenizer, "tinyllama_decoded.jsonl");
+  ExpectStreamsAgree(**tokenizer);
+  EXPECT_TRUE((*tokenizer)->adds_bos());
+  EXPECT_TRUE((*tokenizer)->adds_prefix_space());
+  EXPECT_EQ((*tokenizer)->unk_id(), 0);
+  EXPECT_EQ((*tokenizer)->bos_id(), 1);
   EXPECT_EQ((*tokenizer)->eos_id(), 2);
 }
 
@@ -310,13 +385,13 @@ TEST(TokenizerTest, ComponentsThatAreNotSupportedAreNamed) {
     const char* value;
     const char* message;
   } kCases[] = {
-      {"normalizer", R"({"type": "NFC"})", "normalizer: type \"NFC\""},
-      {"normalizer", R"({"type": "Sequence", "normalizers": [{"type": "Lowercase"}]})", "Lowercase"},
+      {"normalizer", R"({"type": "Precompiled", "precompiled_charsmap": ""})", "normalizer: type \"Precompiled\""},
+      {"normalizer", R"({"type": "Sequence", "normalizers": [{"type": "BertNormalizer"}]})", "BertNormalizer"},
       {"pre_tokenizer", R"({"type": "BertPreTokenizer"})", "pre_tokenizer: type \"BertPreTokenizer\""},
       {"pre_tokenizer", R"({"type": "Split", "pattern": {"Regex": "\\h+"}, "behavior": "Isolated"})", "\\h"},
       {"pre_tokenizer", R"({"type": "Split", "pattern": {"Regex": "[a&&b]"}, "behavior": "Isolated"})", "&&"},
       {"decoder", R"({"type": "WordPiece"})", "decoder: type \"WordPiece\""},
-      {"post_processor", R"({"type": "BertProcessing"})", "post_processor: type \"BertProcessing\""},
+      {"post_processor", R"({"type": "Mystery"})", "post_processor: type \"Mystery\""},
       {"model", R"({"type": "Unigram", "vocab": []})", "model: type \"Unigram\""},
       {"model", R"({"type": "BPE", "vocab": {}, "merges": [], "dropout": 0.1})", "dropout"},
       {"model", R"({"type": "BPE", "vocab": {}, "merges": [], "end_of_word_suffix": "</w>"})", "end_of_word_suffix"},
@@ -353,7 +428,14 @@ TEST(TokenizerTest, MalformedFilesAreRefused) {
       {"pre_tokenizer", R"({"type": "Sequence"})"},
       {"pre_tokenizer", R"({"type": "Metaspace", "replacement": ""})"},
       {"normalizer", R"({"type": "Replace", "pattern": {"String": ""}, "content": "x"})"},
+      {"model", R"({"type": "BPE", "vocab": {"a": 0, "aa": 1}, "merges": ["a a"], "merge_ranks": [1]})"},
+      {"model", R"({"type": "BPE", "vocab": {"a": 0, "aa": 1}, "merges": ["a a"], "merge_ranks": []})"},
       {"decoder", R"({"type": "Strip", "content": "", "start": 1, "stop": 0})"},
+      {"decoder", R"({"type": "Strip", "content": "ab", "start": 1, "stop": 0})"},
+      {"decoder", R"({"type": "Strip", "content": "a", "start": -1, "stop": 0})"},
+      {"pre_tokenizer", R"({"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated"})"},
+      {"post_processor", R"({"type": "RobertaProcessing", "cls": ["x", 0]})"},
+      {"post_processor", R"({"type": "BertProcessing", "cls": ["x", 0], "sep": ["y", 1000000]})"},
       {"post_processor", R"({"type": "TemplateProcessing", "single": []})"},
       {"post_processor", R"({"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "q"}}]})"},
   };

@@ -7,10 +7,12 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "proto/support/status_macros.h"
 #include "worker/text/json_util.h"
 #include "worker/text/tokenizer_files.h"
 #include "worker/text/utf8.h"
+#include "worker/text/word_scanner.h"
 
 namespace qst {
 namespace {
@@ -26,14 +28,18 @@ constexpr char kByteLevelWithRegex[] =
     R"({"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true})";
 constexpr char kByteLevelWithoutRegex[] =
     R"({"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":false})";
-constexpr char kLlama3Pattern[] =
-    R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|)"
-    R"(\s*[\r\n]+|\s+(?!\S)|\s+)";
-
 struct PreTokenizerChoice {
   std::string json;
   bool ignore_merges = false;
+  std::string normalizer = "null";
 };
+
+// A split by a pattern, then bytes.
+std::string SplitThenByteLevel(WordPattern pattern) {
+  return absl::StrCat(R"({"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":)",
+                      ToJsonString(WordPatternText(pattern)), R"(},"behavior":"Isolated","invert":false},)",
+                      kByteLevelWithoutRegex, "]}");
+}
 
 absl::StatusOr<PreTokenizerChoice> ChoosePreTokenizer(const std::string& name) {
   for (const char* plain : {"gpt-2", "mpt", "olmo", "phi-2", "jais"}) {
@@ -49,12 +55,11 @@ absl::StatusOr<PreTokenizerChoice> ChoosePreTokenizer(const std::string& name) {
   }
   for (const char* llama3 : {"llama-bpe", "llama-v3", "llama3"}) {
     if (name == llama3) {
-      return PreTokenizerChoice{
-          absl::StrCat(R"({"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":)",
-                       ToJsonString(kLlama3Pattern), R"(},"behavior":"Isolated","invert":false},)",
-                       kByteLevelWithoutRegex, "]}"),
-          true};
+      return PreTokenizerChoice{SplitThenByteLevel(WordPattern::kLlama3), true};
     }
+  }
+  if (name == "qwen2") {
+    return PreTokenizerChoice{SplitThenByteLevel(WordPattern::kQwen2), false, R"({"type":"NFC"})"};
   }
   if (name.empty() || name == "default") {
     return absl::UnimplementedError(
@@ -109,9 +114,15 @@ absl::StatusOr<IdsByToken> CheckTokens(const TokenizerDefinition& definition) {
 }
 
 // SentencePiece merges the two neighbours whose joint piece scores best. As a list: every way to cut a
-// piece into two pieces, best score first. Ties go by id, then by the left part's length, so that the
+// piece into two pieces, best score first; equal ones by id, then by the left part's length, so that the
 // list is the same everywhere.
-std::vector<std::string> MergesFromScores(const TokenizerDefinition& definition, const IdsByToken& ids) {
+struct RankedMerges {
+  std::vector<std::string> merges;
+  // Of each merge, the first with the same score: among equals the leftmost goes first. Empty if all scores differ.
+  std::vector<size_t> ranks;
+};
+
+RankedMerges MergesFromScores(const TokenizerDefinition& definition, const IdsByToken& ids) {
   struct Merge {
     float score;
     int32_t result;
@@ -135,14 +146,19 @@ std::vector<std::string> MergesFromScores(const TokenizerDefinition& definition,
   std::sort(found.begin(), found.end(), [](const Merge& a, const Merge& b) {
     return std::tuple(-a.score, a.result, a.left_bytes) < std::tuple(-b.score, b.result, b.left_bytes);
   });
-  std::vector<std::string> merges;
-  merges.reserve(found.size());
-  for (const Merge& merge : found) {
-    const absl::string_view piece = definition.tokens[merge.result];
-    merges.push_back(absl::StrCat("[", ToJsonString(piece.substr(0, merge.left_bytes)), ",",
-                                  ToJsonString(piece.substr(merge.left_bytes)), "]"));
+  RankedMerges result;
+  result.merges.reserve(found.size());
+  bool has_equals = false;
+  for (size_t i = 0; i < found.size(); ++i) {
+    const absl::string_view piece = definition.tokens[found[i].result];
+    result.merges.push_back(absl::StrCat("[", ToJsonString(piece.substr(0, found[i].left_bytes)), ",",
+                                         ToJsonString(piece.substr(found[i].left_bytes)), "]"));
+    const bool is_equal = i > 0 && found[i].score == found[i - 1].score;
+    has_equals = has_equals || is_equal;
+    result.ranks.push_back(is_equal ? result.ranks.back() : i);
   }
-  return merges;
+  if (!has_equals) result.ranks.clear();
+  return result;
 }
 
 absl::StatusOr<std::vector<std::string>> MergesFromLines(const TokenizerDefinition& definition, const IdsByToken& ids) {
@@ -171,12 +187,42 @@ std::string AddedTokensJson(const TokenizerDefinition& definition) {
       is_special = is_special || role == static_cast<int32_t>(id);
     }
     if (!is_special && type != TokenType::kUserDefined) continue;
-    if (definition.tokens[id].empty()) continue;
-    entries.push_back(absl::StrCat(R"({"id":)", id, R"(,"content":)", ToJsonString(definition.tokens[id]),
-                                   R"(,"single_word":false,"lstrip":false,"rstrip":false,"normalized":false,)",
-                                   R"("special":)", is_special ? "true" : "false", "}"));
+    const std::string& token = definition.tokens[id];
+    if (token.empty()) continue;
+    const bool is_late = !is_special && static_cast<int64_t>(id) < definition.late_user_defined_end;
+    std::string normalized = is_late ? R"("normalized":true,"normalized_content":)" : R"("normalized":false)";
+    if (is_late) {
+      // Where the spaces are still spaces in the normalized text.
+      absl::StrAppend(
+          &normalized,
+          ToJsonString(definition.prefixes_start_only ? absl::StrReplaceAll(token, {{kSpaceSubstitute, " "}}) : token));
+    }
+    entries.push_back(absl::StrCat(R"({"id":)", id, R"(,"content":)", ToJsonString(token),
+                                   R"(,"single_word":false,"lstrip":false,"rstrip":false,)", normalized,
+                                   R"(,"special":)", is_special ? "true" : "false", "}"));
   }
   return absl::StrCat("[", absl::StrJoin(entries, ",\n"), "]");
+}
+
+// What SentencePiece's normalizer does with spaces; without its prefix where a pre-tokenizer puts it.
+std::string SpaceNormalizerJson(const TokenizerDefinition& definition) {
+  std::vector<std::string> steps;
+  if (definition.removes_extra_spaces) {
+    // A U+2581 of the text's own goes at the end, too. Possessive and looking behind: otherwise a long run of spaces
+    // would be tried from each of its places.
+    for (const auto& [pattern, content] : {std::pair("(?<![ \xE2\x96\x81])[ \xE2\x96\x81]++\\\\z", ""),
+                                           std::pair("\\\\A ++", ""), std::pair(" {2,}", " ")}) {
+      steps.push_back(
+          absl::StrCat(R"({"type":"Replace","pattern":{"Regex":")", pattern, R"("},"content":")", content, R"("})"));
+    }
+  }
+  const std::string space = ToJsonString(kSpaceSubstitute);
+  if (!definition.prefixes_start_only) {
+    if (definition.add_space_prefix) steps.push_back(absl::StrCat(R"({"type":"Prepend","prepend":)", space, "}"));
+    steps.push_back(absl::StrCat(R"({"type":"Replace","pattern":{"String":" "},"content":)", space, "}"));
+  }
+  if (steps.empty()) return "null";
+  return absl::StrCat(R"({"type":"Sequence","normalizers":[)", absl::StrJoin(steps, ","), "]}");
 }
 
 std::string PostProcessorJson(const TokenizerDefinition& definition) {
@@ -225,16 +271,19 @@ std::string ConfigJson(const TokenizerDefinition& definition) {
 absl::StatusOr<TokenizerFiles> ToTokenizerFiles(const TokenizerDefinition& definition) {
   QST_ASSIGN_OR_RETURN(const IdsByToken ids, CheckTokens(definition));
   const bool is_sentence_piece = definition.kind == TokenizerDefinition::Kind::kSentencePieceBpe;
-  std::string normalizer = "null", pre_tokenizer = "null", decoder, unk = "null";
+  std::string normalizer = "null", pre_tokenizer = "null", decoder, unk = "null", ranks;
   std::vector<std::string> merges;
   bool ignore_merges = false, byte_fallback = false;
   if (is_sentence_piece) {
-    merges = MergesFromScores(definition, ids);
+    RankedMerges ranked = MergesFromScores(definition, ids);
+    merges = std::move(ranked.merges);
+    if (!ranked.ranks.empty()) ranks = absl::StrCat(",\n\"merge_ranks\":[", absl::StrJoin(ranked.ranks, ","), "]");
     const std::string space = ToJsonString(kSpaceSubstitute);
-    normalizer =
-        absl::StrCat(R"({"type":"Sequence","normalizers":[)",
-                     definition.add_space_prefix ? absl::StrCat(R"({"type":"Prepend","prepend":)", space, "},") : "",
-                     R"({"type":"Replace","pattern":{"String":" "},"content":)", space, "}]}");
+    normalizer = SpaceNormalizerJson(definition);
+    if (definition.prefixes_start_only) {
+      pre_tokenizer = absl::StrCat(R"({"type":"Metaspace","replacement":)", space, R"(,"prepend_scheme":")",
+                                   definition.add_space_prefix ? "first" : "never", R"(","split":false})");
+    }
     decoder =
         absl::StrCat(R"({"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":)", space,
                      R"(},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"})",
@@ -252,6 +301,7 @@ absl::StatusOr<TokenizerFiles> ToTokenizerFiles(const TokenizerDefinition& defin
     QST_ASSIGN_OR_RETURN(const PreTokenizerChoice choice, ChoosePreTokenizer(definition.pre_tokenizer));
     pre_tokenizer = choice.json;
     ignore_merges = choice.ignore_merges;
+    normalizer = choice.normalizer;
     decoder = kByteLevelWithRegex;
   }
   std::vector<std::string> vocabulary;
@@ -268,7 +318,7 @@ absl::StatusOr<TokenizerFiles> ToTokenizerFiles(const TokenizerDefinition& defin
       ",\n\"model\":{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":", unk,
       R"(,"continuing_subword_prefix":null,"end_of_word_suffix":null,"fuse_unk":)", boolean(is_sentence_piece),
       R"(,"byte_fallback":)", boolean(byte_fallback), R"(,"ignore_merges":)", boolean(ignore_merges), ",\n\"vocab\":{",
-      absl::StrJoin(vocabulary, ",\n"), "},\n\"merges\":[", absl::StrJoin(merges, ",\n"), "]}}\n");
+      absl::StrJoin(vocabulary, ",\n"), "},\n\"merges\":[", absl::StrJoin(merges, ",\n"), "]", ranks, "}}\n");
   files.tokenizer_config_json = ConfigJson(definition);
   return files;
 }

@@ -1,17 +1,23 @@
 #!/usr/bin/env python3
 """Makes the golden files of the tokenizer tests with the Hugging Face library.
 
-    pip install tokenizers==0.23.3
+    pip install -r tests/oracle/requirements.txt
     python3 make_golden.py [SHARED_DATA]
 
-Four small tokenizers are trained on the text below, one of each family, and written here with the ids of
-texts.jsonl, and the decoded text where it is another (golden.jsonl). With the folder of shared data, the
-same texts are encoded by the published tokenizers in it; their golden files lie beside, they do not.
+Small tokenizers are trained on the text below, one of each family, and written here with the ids of
+texts.jsonl, and the decoded text where it is another (golden.jsonl), and with the text of random ids
+(decoded.jsonl). The models of SentencePiece have texts of their own, without spelled-out control symbols. With
+the folder of shared data, the same texts are encoded by the published tokenizers in it; their golden files lie
+beside, they do not.
 """
 import json
 import os
 import random
 import sys
+import tempfile
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 from tokenizers import pre_tokenizers, processors, trainers
@@ -135,6 +141,97 @@ def metaspace():
     return t
 
 
+LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+          r"\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+def train_bytes(t, special):
+    t.decoder = decoders.ByteLevel()
+    t.train_from_iterator(CORPUS.split("\n"), trainers.BpeTrainer(
+        vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=special))
+    return t
+
+
+def qwen2():
+    t = Tokenizer(models.BPE())
+    t.normalizer = normalizers.NFC()
+    t.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(LLAMA3.replace("{1,3}", "")), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    t.post_processor = processors.ByteLevel(trim_offsets=False)
+    return train_bytes(t, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+
+
+def classifier():
+    """Every other normalizer, a space in front, RoBERTa's post-processor."""
+    t = Tokenizer(models.BPE())
+    t.normalizer = normalizers.Sequence([
+        normalizers.Strip(), normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents(),
+        normalizers.Replace("the", "a"), normalizers.Replace(Regex(r"\d+"), "0")])
+    t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    train_bytes(t, ["<s>", "</s>"])
+    t.post_processor = processors.RobertaProcessing(sep=("</s>", 1), cls=("<s>", 0))
+    return t
+
+
+def compatible():
+    """A pattern that is nobody's, compatibility forms, BERT's post-processor."""
+    t = Tokenizer(models.BPE())
+    t.normalizer = normalizers.NFKC()
+    t.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(r"\p{L}+|[^\s\p{L}\p{N}]{1,3}|\P{L}"), behavior="merged_with_previous"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    train_bytes(t, ["[CLS]", "[SEP]"])
+    t.post_processor = processors.BertProcessing(sep=("[SEP]", 1), cls=("[CLS]", 0))
+    return t
+
+
+def write_decoded(t, path):
+    """The text of random ids: characters cut off, byte tokens in any order."""
+    r = random.Random(7)
+    size = t.get_vocab_size()
+    with open(path, "w") as out:
+        for _ in range(40):
+            top = r.choice([size, min(size, 300)])
+            ids = [r.randrange(0, top) for _ in range(r.randint(0, 20))]
+            out.write(json.dumps({"ids": ids, "text": t.decode(ids, skip_special_tokens=True)}, ensure_ascii=False,
+                                 separators=(",", ":")) + "\n")
+
+
+SENTENCE_PIECE = {
+    "piece_bytes": dict(byte_fallback=True, user_defined_symbols=["<|im_start|>", "▁▁", "12", "x▁y"]),
+    "piece_unknown": dict(remove_extra_whitespaces=True, add_dummy_prefix=False),
+}
+
+
+def write_sentence_piece(name, options):
+    folder = os.path.join(HERE, name)
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, "tokenizer.model")
+    with tempfile.TemporaryDirectory() as temporary:
+        with open(os.path.join(temporary, "text"), "w") as f:
+            f.write(CORPUS)
+        sentencepiece.SentencePieceTrainer.train(
+            input=os.path.join(temporary, "text"), model_prefix=os.path.join(temporary, "m"), model_type="bpe",
+            vocab_size=450 if "byte_fallback" in options else 250, normalization_rule_name="identity",
+            minloglevel=2, num_threads=1, **{"remove_extra_whitespaces": False, **options})
+        model = sentencepiece_model_pb2.ModelProto()
+        with open(os.path.join(temporary, "m.model"), "rb") as f:
+            model.ParseFromString(f.read())
+    del model.trainer_spec.input[:]
+    model.trainer_spec.model_prefix = ""
+    with open(path, "wb") as f:
+        f.write(model.SerializeToString())
+    t = sentencepiece.SentencePieceProcessor(model_file=path)
+    controls = ("<s>", "</s>", "<unk>")
+    extra = ["x y", " x y", "12<|im_start|> user", "a  b   c ", "  ", "▁▁▁", "312123", "<|im_start|>"]
+    with open(os.path.join(folder, "texts.jsonl"), "w") as out, open(os.path.join(folder, "golden.jsonl"), "w") as golden:
+        for text in extra + texts():
+            if not any(c in text for c in controls):
+                out.write(json.dumps(text, ensure_ascii=False) + "\n")
+                golden.write(json.dumps({"ids": t.encode(text, add_bos=True)}, separators=(",", ":")) + "\n")
+
+
 def write_golden(t, path):
     with open(path, "w") as out:
         for text in texts():
@@ -149,12 +246,15 @@ def main():
     with open(os.path.join(HERE, "texts.jsonl"), "w") as out:
         for text in texts():
             out.write(json.dumps(text, ensure_ascii=False) + "\n")
-    for make in (byte_level, split_regex, sentence_piece, metaspace):
+    for name, options in SENTENCE_PIECE.items():
+        write_sentence_piece(name, options)
+    for make in (byte_level, split_regex, sentence_piece, metaspace, qwen2, classifier, compatible):
         folder = os.path.join(HERE, make.__name__)
         os.makedirs(folder, exist_ok=True)
         t = make()
         t.save(os.path.join(folder, "tokenizer.json"), pretty=False)
         write_golden(t, os.path.join(folder, "golden.jsonl"))
+        write_decoded(t, os.path.join(folder, "decoded.jsonl"))
     if len(sys.argv) < 2:
         return
     shared = sys.argv[1]
@@ -162,6 +262,7 @@ def main():
                        ("stories260k", "models/stories260K-hf")):
         t = Tokenizer.from_file(os.path.join(shared, path, "tokenizer.json"))
         write_golden(t, os.path.join(HERE, name + ".jsonl"))
+        write_decoded(t, os.path.join(HERE, name + "_decoded.jsonl"))
     for name, vocab, merges in (("gpt2", "encoder.json", "vocab.bpe"), ("opt", "gpt2-vocab.json", "gpt2-merges.txt")):
         folder = os.path.join(shared, "tokenizers", name)
         t = Tokenizer(models.BPE.from_file(os.path.join(folder, vocab), os.path.join(folder, merges)))
