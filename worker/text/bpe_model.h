@@ -78,6 +78,9 @@ class BpeModel {
   void MergeShort(Workspace* workspace) const;
   void MergeLong(Workspace* workspace) const;
   const Merge* FindMerge(int32_t left, int32_t right) const;
+  static uint64_t PairKey(int32_t left, int32_t right) {
+    return (static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32) | static_cast<uint32_t>(right);
+  }
 
   absl::flat_hash_map<std::string, int32_t> ids_;
   std::vector<std::optional<std::string>> tokens_;
@@ -91,6 +94,7 @@ class BpeModel {
   bool ignore_merges_ = false;
   bool spells_bytes_ = false;
   bool has_all_spelled_ = false;
+  static constexpr absl::string_view kSpaceSign = "\xE2\x96\x81";  // U+2581
   // No token has U+2581, the sign for a space, behind another character: nothing merges across such a place, and
   // a text may be cut there.
   bool cuts_at_space_sign_ = false;
