@@ -44,6 +44,9 @@ class ErrorSummary {
     if (tensor.layer >= 0) LayerOf(tensor).summary.num_parameters += tensor.num_elems();
   }
   void AddWeight(const ModelTensor& tensor, const QuantizedWeight& weight) {
+    squared_error_ += weight.squared_error;
+    squared_norm_ += weight.squared_norm;
+    if (tensor.layer < 0) return;  // a projection of the embedding, of no layer
     Sums& layer = LayerOf(tensor);
     layer.squared_error += weight.squared_error;
     layer.squared_norm += weight.squared_norm;
@@ -55,15 +58,11 @@ class ErrorSummary {
     layer.summary.worst_tensor = tensor.name.substr(tensor.name.find(number) + number.size());
   }
   void Finish(StoreManifest* manifest) const {
-    double squared_error = 0.0;
-    double squared_norm = 0.0;
     for (const Sums& layer : sums_) {
       manifest->layers.push_back(layer.summary);
       manifest->layers.back().quantization_error = Relative(layer.squared_error, layer.squared_norm);
-      squared_error += layer.squared_error;
-      squared_norm += layer.squared_norm;
     }
-    manifest->quantization_error = Relative(squared_error, squared_norm);
+    manifest->quantization_error = Relative(squared_error_, squared_norm_);
   }
 
  private:
@@ -78,6 +77,8 @@ class ErrorSummary {
   Sums& LayerOf(const ModelTensor& tensor) { return sums_[static_cast<std::size_t>(tensor.layer)]; }
 
   std::vector<Sums> sums_;
+  double squared_error_ = 0.0;
+  double squared_norm_ = 0.0;
 };
 
 // Writes the weight file of one import.
