@@ -219,6 +219,13 @@ TEST_F(TokenizerFilesTest, FilesAreTakenInTheOrderOfPreference) {
   EXPECT_THAT(Encode("a"), ElementsAre(0));
 }
 
+TEST_F(TokenizerFilesTest, WordsWithoutTokensAreLeftOut) {
+  Write("vocab.json", R"({"a": 0})");
+  Write("merges.txt", "");
+  EXPECT_THAT(Encode("\u00e9"), testing::IsEmpty());
+  EXPECT_THAT(Encode("bc bc\u00e9a"), ElementsAre(0));
+}
+
 TEST_F(TokenizerFilesTest, TheClassOfTokenizerDecidesAboutWords) {
   Write("vocab.json", R"({"a": 0, "1": 1, "11": 2, "é": 3, "Ã": 4, "©": 5, "Ã©": 6})");
   Write("merges.txt", "1 1\nÃ ©\n");

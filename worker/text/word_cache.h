@@ -2,6 +2,7 @@
 #ifndef QST_WORKER_TEXT_WORD_CACHE_H_
 #define QST_WORKER_TEXT_WORD_CACHE_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -33,7 +34,7 @@ class WordCache {
     slot.num_bytes = static_cast<uint8_t>(word.size());
     slot.num_ids = static_cast<uint8_t>(num_ids);
     std::memcpy(slot.bytes, word.data(), word.size());
-    std::memcpy(slot.ids, ids, num_ids * sizeof(int32_t));
+    std::copy(ids, ids + num_ids, slot.ids);  // a word may have no tokens, and then `ids` be null
   }
 
  private:
