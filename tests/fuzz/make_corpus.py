@@ -130,6 +130,62 @@ def make_gguf():
     put(t, "version_1", gguf([], [], b"", version=1))
 
 
+NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+       -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+       0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
+FP4 = [v / 12 for v in (0, 0.0625, 8, 12, 4, 6, 2, 3, 0, -0.0625, -8, -12, -4, -6, -2, -3)]
+
+
+def dynamic_map():
+    """Near enough: its last bits are not fixed."""
+    values = [0.0, 1.0]
+    for exponent in range(7):
+        n = 2**exponent
+        for i in range(n):
+            mean = 0.1 + 0.9 * (i + 0.5) / n
+            values += [10.0**(exponent - 6) * mean, -(10.0**(exponent - 6)) * mean]
+    return sorted(values)
+
+
+def bitsandbytes(kind="nf4", shape=(8, 16), double=True, state=None, table=None, absmax=0.5, blocksize=64):
+    n = shape[0] * shape[1]
+    blocks = -(-n // blocksize)
+    text = {"quant_type": kind, "blocksize": blocksize, "dtype": "bfloat16", "shape": list(shape)}
+    if double:
+        text.update({"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.25})
+    text = (json.dumps(text) if state is None else state).encode()
+    parts = [("w", "U8", [-(-n // 2), 1], bytes((i * 37) % 256 for i in range(-(-n // 2)))),
+             ("w.quant_map", "F32", [16], struct.pack("<16f", *(table or (NF4 if kind == "nf4" else FP4))))]
+    if double:
+        parts += [("w.absmax", "U8", [blocks], bytes(range(blocks))),
+                  ("w.nested_absmax", "F32", [1], struct.pack("<f", absmax)),
+                  ("w.nested_quant_map", "F32", [256], struct.pack("<256f", *dynamic_map()))]
+    else:
+        parts += [("w.absmax", "F32", [blocks], struct.pack("<f", absmax) * blocks)]
+    parts.append((f"w.quant_state.bitsandbytes__{kind}", "U8", [len(text)], text))
+    header, data = {}, b""
+    for name, dtype, dims, body in parts:
+        header[name] = tensor(dtype, dims, len(data), len(data) + len(body))
+        data += body
+    return safetensors(header, data)
+
+
+def make_bitsandbytes():
+    t = "bitsandbytes_fuzz"
+    put(t, "nf4_double", bitsandbytes())
+    put(t, "fp4_double", bitsandbytes("fp4"))
+    put(t, "nf4_single", bitsandbytes(double=False))
+    put(t, "odd", bitsandbytes(shape=(3, 27), blocksize=64))
+    put(t, "block_4096", bitsandbytes(blocksize=4096))
+    put(t, "block_32", bitsandbytes(blocksize=32))
+    put(t, "other_table", bitsandbytes(table=[0.5] * 16))
+    put(t, "infinite", bitsandbytes(absmax=float("inf")))
+    put(t, "largest", bitsandbytes(absmax=3.4e38))
+    put(t, "empty_shape", bitsandbytes(state='{"quant_type":"nf4","blocksize":64,"shape":[0,16]}'))
+    put(t, "huge_shape", bitsandbytes(state='{"quant_type":"nf4","blocksize":64,"shape":[2147483648,2147483648]}'))
+    put(t, "no_json", bitsandbytes(state="{{{{"))
+
+
 def llama2c(dim=4, hidden=3, layers=1, heads=2, kv_heads=1, vocab=3, seq_len=2, floats=None):
     head_dim = dim // heads
     layer = 2 * dim + 2 * dim * dim + 2 * head_dim * kv_heads * dim + 3 * dim * hidden
@@ -189,6 +245,11 @@ def make_model_config():
         "format_version": 1, "name": "m", "parameters": 260032, "source": {"path": "p", "format": "gguf", "bytes": 1},
         "quantization": {"type": "nf4", "block_size": 64, "double_quant": True}, "weights": {"sha256": "00", "bytes": 5},
         "bytes": {"embedding": 1, "layers": 2, "head": 3}}))
+    put(t, "manifest_layers", json.dumps({
+        "format_version": 1, "name": "m", "parameters": 1, "source": {"path": "p", "format": "gguf", "bytes": 1},
+        "quantization": {"type": "none"}, "weights": {"sha256": "00", "bytes": 5},
+        "bytes": {"embedding": 1, "layers": 2, "head": 3}, "quantization_error": 0.09,
+        "layers": [{"parameters": 1, "bytes": 2, "quantization_error": 0.1, "worst_tensor": "w", "worst_error": 0.2}]}))
 
 
 def field(number, value):
@@ -243,6 +304,7 @@ def make_tokenizer_vocab():
 
 make_safetensors()
 make_gguf()
+make_bitsandbytes()
 make_llama2c()
 make_model_config()
 make_tokenizer_model()

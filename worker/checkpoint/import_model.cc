@@ -14,6 +14,7 @@
 #include "kernels/quant/quant4.h"
 #include "proto/support/status_macros.h"
 #include "worker/checkpoint/file_io.h"
+#include "worker/checkpoint/import_errors.h"
 #include "worker/checkpoint/import_plan.h"
 #include "worker/checkpoint/model_source.h"
 #include "worker/checkpoint/quantize_pipeline.h"
@@ -32,54 +33,26 @@ constexpr std::int64_t kChunkElems = 1 << 20;
 // Room for the header, tokenizer files and what a nearly full file system keeps back.
 constexpr std::uint64_t kDiskReserveBytes = 64 << 20;
 
-// Adds up, layer by layer, what quantization costs.
-class ErrorSummary {
- public:
-  explicit ErrorSummary(std::int64_t num_layers) : sums_(static_cast<std::size_t>(num_layers)) {}
+absl::Status NotFinite(absl::string_view name, std::int64_t element, float value) {
+  return absl::InvalidArgumentError(absl::StrCat("tensor '", name, "': element ", element, " is ", value));
+}
 
-  void AddEntry(const ModelTensor& tensor, std::int64_t bytes) {
-    if (tensor.layer >= 0) LayerOf(tensor).summary.bytes += bytes;
+// Whether none of `count` floats is infinite or a NaN: those have all bits of the exponent set.
+template <typename Bits>
+bool NoExponentIsFull(const char* bytes, std::int64_t count, Bits exponent) {
+  unsigned num_full = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    Bits bits;
+    std::memcpy(&bits, bytes + i * static_cast<std::int64_t>(sizeof(bits)), sizeof(bits));
+    num_full += (bits & exponent) == exponent ? 1u : 0u;
   }
-  void AddTensor(const ModelTensor& tensor) {
-    if (tensor.layer >= 0) LayerOf(tensor).summary.num_parameters += tensor.num_elems();
-  }
-  void AddWeight(const ModelTensor& tensor, const QuantizedWeight& weight) {
-    squared_error_ += weight.squared_error;
-    squared_norm_ += weight.squared_norm;
-    if (tensor.layer < 0) return;  // a projection of the embedding, of no layer
-    Sums& layer = LayerOf(tensor);
-    layer.squared_error += weight.squared_error;
-    layer.squared_norm += weight.squared_norm;
-    const double error = Relative(weight.squared_error, weight.squared_norm);
-    if (error <= layer.summary.worst_error) return;
-    layer.summary.worst_error = error;
-    // What follows the layer's number: "mlp.down_proj.weight".
-    const std::string number = absl::StrCat(".", tensor.layer, ".");
-    layer.summary.worst_tensor = tensor.name.substr(tensor.name.find(number) + number.size());
-  }
-  void Finish(StoreManifest* manifest) const {
-    for (const Sums& layer : sums_) {
-      manifest->layers.push_back(layer.summary);
-      manifest->layers.back().quantization_error = Relative(layer.squared_error, layer.squared_norm);
-    }
-    manifest->quantization_error = Relative(squared_error_, squared_norm_);
-  }
+  return num_full == 0;
+}
 
- private:
-  struct Sums {
-    StoreLayer summary;
-    double squared_error = 0.0;
-    double squared_norm = 0.0;
-  };
-  static double Relative(double squared_error, double squared_norm) {
-    return squared_norm > 0.0 ? std::sqrt(squared_error / squared_norm) : 0.0;
-  }
-  Sums& LayerOf(const ModelTensor& tensor) { return sums_[static_cast<std::size_t>(tensor.layer)]; }
-
-  std::vector<Sums> sums_;
-  double squared_error_ = 0.0;
-  double squared_norm_ = 0.0;
-};
+bool AllFinite(const char* bytes, DType dtype, std::int64_t count) {
+  if (dtype == DType::kF32) return NoExponentIsFull<std::uint32_t>(bytes, count, 0x7f800000u);
+  return NoExponentIsFull<std::uint16_t>(bytes, count, dtype == DType::kF16 ? 0x7c00 : 0x7f80);
+}
 
 // Writes the weight file of one import.
 class WeightFileWriter {
@@ -129,7 +102,37 @@ class WeightFileWriter {
     return absl::OkStatus();
   }
 
+  // Copies a tensor that stays in the dtype that the source has it in. False if the source stores it in another way.
+  absl::StatusOr<bool> WriteDenseAsIs(const ImportItem& item) {
+    const std::string& name = item.tensor.name;
+    if (source_.tensors->Find(name)->dtype != item.dtype) return false;
+    const std::int64_t element_bytes = DTypeBytes(item.dtype);
+    const std::int64_t num_elems = item.tensor.num_elems();
+    std::vector<char> bytes(static_cast<std::size_t>(std::min(num_elems, kChunkElems) * element_bytes));
+    for (std::int64_t first = 0; first < num_elems; first += kChunkElems) {
+      const std::int64_t count = std::min(kChunkElems, num_elems - first);
+      const absl::Status read =
+          source_.tensors->ReadBytes(name, first * element_bytes, count * element_bytes, bytes.data());
+      if (absl::IsUnimplemented(read) && first == 0) return false;
+      QST_RETURN_IF_ERROR(read);
+      if (!AllFinite(bytes.data(), item.dtype, count)) {
+        // Once more, slowly, for the message.
+        for (std::int64_t i = first; i < first + count; ++i) {
+          float value = 0.0f;
+          QST_RETURN_IF_ERROR(source_.tensors->ReadFloat(name, i, 1, &value));
+          if (!std::isfinite(value)) return NotFinite(name, i, value);
+        }
+      }
+      QST_RETURN_IF_ERROR(writer_->Append(bytes.data(), static_cast<std::uint64_t>(count * element_bytes)));
+      QST_RETURN_IF_ERROR(Report(name));
+    }
+    source_.tensors->Release(name);
+    return true;
+  }
+
   absl::Status WriteDense(const ImportItem& item) {
+    QST_ASSIGN_OR_RETURN(const bool is_written, WriteDenseAsIs(item));
+    if (is_written) return absl::OkStatus();
     const std::string& name = item.tensor.name;
     const std::int64_t num_elems = item.tensor.num_elems();
     std::vector<float> values(static_cast<std::size_t>(std::min(num_elems, kChunkElems)));
@@ -138,10 +141,8 @@ class WeightFileWriter {
       const std::int64_t count = std::min(kChunkElems, num_elems - first);
       QST_RETURN_IF_ERROR(source_.tensors->ReadFloat(name, first, count, values.data()));
       for (std::int64_t i = 0; i < count; ++i) {
-        if (!std::isfinite(values[static_cast<std::size_t>(i)])) {
-          return absl::InvalidArgumentError(
-              absl::StrCat("tensor '", name, "': element ", first + i, " is ", values[static_cast<std::size_t>(i)]));
-        }
+        const float value = values[static_cast<std::size_t>(i)];
+        if (!std::isfinite(value)) return NotFinite(name, first + i, value);
       }
       const std::uint64_t num_bytes =
           static_cast<std::uint64_t>(count) * static_cast<std::uint64_t>(DTypeBytes(item.dtype));

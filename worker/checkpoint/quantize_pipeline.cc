@@ -1,5 +1,7 @@
 #include "worker/checkpoint/quantize_pipeline.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <array>
 #include <utility>
@@ -11,6 +13,30 @@ namespace qst {
 namespace {
 
 constexpr std::int64_t kChunkElems = 4096;
+
+// Memory of a weight's floats, straight from the system and back to it: an allocator may keep what it got, and the
+// largest weights of a model are what its import takes.
+class FloatBuffer {
+ public:
+  static absl::StatusOr<std::unique_ptr<FloatBuffer>> Create(std::int64_t num_elems) {
+    const std::size_t num_bytes = std::max<std::size_t>(1, static_cast<std::size_t>(num_elems) * sizeof(float));
+    void* data = ::mmap(nullptr, num_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) {
+      return absl::ResourceExhaustedError(absl::StrCat("no memory for ", num_bytes, " bytes of a weight"));
+    }
+    return std::unique_ptr<FloatBuffer>(new FloatBuffer(data, num_bytes));
+  }
+  ~FloatBuffer() { ::munmap(data_, num_bytes_); }
+  FloatBuffer(const FloatBuffer&) = delete;
+  FloatBuffer& operator=(const FloatBuffer&) = delete;
+
+  float* data() const { return static_cast<float*>(data_); }
+
+ private:
+  FloatBuffer(void* data, std::size_t num_bytes) : data_(data), num_bytes_(num_bytes) {}
+  void* data_;
+  std::size_t num_bytes_;
+};
 
 // Adds a weight's squared error and squared norm. Several sums side by side, so that the compiler can use vectors.
 void MeasureError(const float* values, QuantizedWeight* weight) {
@@ -106,13 +132,13 @@ absl::StatusOr<QuantizedWeight> QuantizePipeline::Make(const ImportItem& item) c
   }
   const StoreQuantization& wanted = *plan_.quantization;
   const Quant4Options options = {wanted.type, static_cast<int>(wanted.block_size), wanted.double_quant};
-  std::vector<float> values(static_cast<std::size_t>(tensor.num_elems()));
-  QST_RETURN_IF_ERROR(source_.ReadFloat(tensor.name, 0, tensor.num_elems(), values.data()));
+  QST_ASSIGN_OR_RETURN(const std::unique_ptr<FloatBuffer> values, FloatBuffer::Create(tensor.num_elems()));
+  QST_RETURN_IF_ERROR(source_.ReadFloat(tensor.name, 0, tensor.num_elems(), values->data()));
   source_.Release(tensor.name);
-  absl::StatusOr<Quant4Tensor> quantized = Quantize4Bit(values.data(), tensor.shape[0], tensor.shape[1], options);
+  absl::StatusOr<Quant4Tensor> quantized = Quantize4Bit(values->data(), tensor.shape[0], tensor.shape[1], options);
   if (!quantized.ok()) return Annotate(quantized.status(), absl::StrCat("tensor '", tensor.name, "'"));
   weight.tensor = *std::move(quantized);
-  MeasureError(values.data(), &weight);
+  MeasureError(values->data(), &weight);
   return weight;
 }
 
