@@ -91,9 +91,8 @@ TEST_F(ServerDataTest, AnImportWaitsForAWorkerReportsProgressAndEndsReady) {
   const auto command = worker->Await(v1::WorkerCommand::kImport);
   ASSERT_TRUE(command.has_value());
   EXPECT_EQ(command->import().source_path(), "/models/source.gguf");
-  EXPECT_EQ(command->import().quantization().type(), v1::QUANTIZATION_TYPE_NF4);
-  EXPECT_EQ(command->import().quantization().block_size(), 64u);
-  EXPECT_TRUE(command->import().quantization().double_quant());
+  // What the request leaves open, the worker fills in: by what the model comes with, or the defaults.
+  EXPECT_EQ(command->import().quantization().type(), v1::QUANTIZATION_TYPE_UNSPECIFIED);
   AwaitWorker("w0", v1::WORKER_STATE_BUSY);
 
   v1::WatchModelRequest request;
@@ -115,7 +114,18 @@ TEST_F(ServerDataTest, AnImportWaitsForAWorkerReportsProgressAndEndsReady) {
   EXPECT_TRUE(reader->Finish().ok());
   EXPECT_EQ(response.model().state(), v1::MODEL_STATE_READY);
   EXPECT_EQ(response.model().num_layers(), 6u);
+  EXPECT_EQ(response.model().quantization().type(), v1::QUANTIZATION_TYPE_NF4);
+  EXPECT_EQ(response.model().quantization().block_size(), 64u);
+  EXPECT_TRUE(response.model().quantization().double_quant());
   EXPECT_EQ(FileOf("smol"), "/models/source.gguf");
+  // Layers are for those who ask for one model.
+  EXPECT_EQ(response.model().layers_size(), 6);
+  EXPECT_EQ(GetModel("smol").layers_size(), 6);
+  v1::ListModelsResponse list;
+  ASSERT_TRUE(api()->ListModels(Context().get(), v1::ListModelsRequest(), &list).ok());
+  ASSERT_EQ(list.models_size(), 1);
+  EXPECT_EQ(list.models(0).layers_size(), 0);
+  EXPECT_EQ(list.models(0).num_layers(), 6u);
   AwaitWorker("w0", v1::WORKER_STATE_IDLE);
 }
 

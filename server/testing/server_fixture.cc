@@ -112,6 +112,7 @@ void ServerFixture::CompleteImport(FakeWorker* worker, const v1::ImportCommand& 
   *model.mutable_quantization() = import.quantization();
   model.set_architecture("llama");
   model.set_num_layers(6);
+  for (int i = 0; i < 6; ++i) model.add_layers()->set_quantization_error(0.09);
   model.set_hidden_size(64);
   model.set_intermediate_size(160);
   model.set_num_heads(8);
