@@ -60,27 +60,37 @@ Expected ReadExpected(const std::string& folder) {
   return expected;
 }
 
-// The largest error, relative to the element or the root mean square of the row that it is in, whichever is larger. NaN
-// counts as infinite.
-double WorstError(const float* expected, const std::vector<float>& actual, std::int64_t width) {
-  double worst = 0.0;
+// The largest errors over all rows. NaN counts as infinite.
+struct Errors {
+  double row = 0.0;      // of a token's vector: of the Euclidean norm of the difference to that of the vector
+  double element = 0.0;  // of an element: to itself or to the root mean square of its row, whichever is larger
+};
+
+void AddErrors(const float* expected, const std::vector<float>& actual, std::int64_t width, Errors* errors) {
+  const auto raise = [](double error, double* largest) {
+    *largest = std::isnan(error) ? std::numeric_limits<double>::infinity() : std::max(*largest, error);
+  };
   for (std::size_t row = 0; row < actual.size(); row += static_cast<std::size_t>(width)) {
     double squares = 0.0;
-    for (std::int64_t j = 0; j < width; ++j) squares += static_cast<double>(expected[row + j]) * expected[row + j];
+    double squared_errors = 0.0;
+    for (std::int64_t j = 0; j < width; ++j) {
+      const double difference = static_cast<double>(actual[row + j]) - expected[row + j];
+      squares += static_cast<double>(expected[row + j]) * expected[row + j];
+      squared_errors += difference * difference;
+    }
+    raise(std::sqrt(squared_errors / squares), &errors->row);
     const double rms = std::sqrt(squares / static_cast<double>(width));
     for (std::int64_t j = 0; j < width; ++j) {
-      const double size = std::max<double>(std::abs(expected[row + j]), rms);
-      const double error = std::abs(static_cast<double>(actual[row + j]) - expected[row + j]) / size;
-      worst = std::isnan(error) ? std::numeric_limits<double>::infinity() : std::max(worst, error);
+      const double difference = std::abs(static_cast<double>(actual[row + j]) - expected[row + j]);
+      raise(difference / std::max<double>(std::abs(expected[row + j]), rms), &errors->element);
     }
   }
-  return worst;
 }
 
 class BackboneGoldenTest : public DeviceTest {
  protected:
   // The model in `folder` with the expected.safetensors beside it.
-  void Compare(const std::string& folder);
+  void Compare(const std::string& folder, bool checks_elements);
 
   // Unquantized: the file's numbers, in float32.
   std::unique_ptr<StoredModel> Import(const std::string& folder) {
@@ -145,7 +155,7 @@ class BackboneGoldenTest : public DeviceTest {
 };
 QST_INSTANTIATE_DEVICE_TEST(BackboneGoldenTest);
 
-void BackboneGoldenTest::Compare(const std::string& folder) {
+void BackboneGoldenTest::Compare(const std::string& folder, bool checks_elements) {
   const auto model = Import(folder);
   const Expected expected = ReadExpected(folder);
   // A GPU rounds factors of products with 16-bit weights to their type.
@@ -156,19 +166,24 @@ void BackboneGoldenTest::Compare(const std::string& folder) {
   const std::int64_t d = model->config().hidden_size;
   const std::size_t state_elems = expected.tokens.size() * static_cast<std::size_t>(d);
   ASSERT_EQ(states.size() * state_elems, expected.hidden_states.size());
-  double worst_state = 0.0;
+  Errors of_states;
   for (std::size_t i = 0; i < states.size(); ++i) {
     ASSERT_EQ(states[i].size(), state_elems);
-    worst_state = std::max(worst_state, WorstError(expected.hidden_states.data() + i * state_elems, states[i], d));
-    ASSERT_LE(worst_state, tolerance) << "h_f[" << i << "]";
+    AddErrors(expected.hidden_states.data() + i * state_elems, states[i], d, &of_states);
   }
   const MatrixView last = Matrix(residual.as<float>(), static_cast<std::int64_t>(expected.tokens.size()), d);
   const std::vector<float> logits = Logits(*model, last);
   ASSERT_EQ(logits.size(), expected.logits.size());
-  const double worst_logit = WorstError(expected.logits.data(), logits, model->config().vocab_size);
-  ASSERT_LE(worst_logit, tolerance);
-  std::printf("%s: %zu states within %.2g, logits within %.2g\n", fs::path(folder).filename().c_str(), states.size(),
-              worst_state, worst_logit);
+  Errors of_logits;
+  AddErrors(expected.logits.data(), logits, model->config().vocab_size, &of_logits);
+  std::printf("%s: %zu states within %.2g (elements %.2g), logits within %.2g (%.2g)\n",
+              fs::path(folder).filename().c_str(), states.size(), of_states.row, of_states.element, of_logits.row,
+              of_logits.element);
+  EXPECT_LE(of_states.row, tolerance);
+  EXPECT_LE(of_logits.row, tolerance);
+  if (!checks_elements) return;
+  EXPECT_LE(of_states.element, tolerance);
+  EXPECT_LE(of_logits.element, tolerance);
 }
 
 TEST_P(BackboneGoldenTest, EveryHiddenStateAndTheLogitsAgreeWithTransformers) {
@@ -178,7 +193,7 @@ TEST_P(BackboneGoldenTest, EveryHiddenStateAndTheLogitsAgreeWithTransformers) {
   ASSERT_GE(folders.size(), 16u);
   for (const std::string& folder : folders) {
     SCOPED_TRACE(folder);
-    Compare(folder);
+    Compare(folder, /*checks_elements=*/true);
   }
 }
 
@@ -188,7 +203,8 @@ TEST_P(BackboneGoldenTest, ModelsNamedByTheEnvironmentAgreeToo) {
   if (folders == nullptr) GTEST_SKIP() << "no $QST_GOLDEN_MODELS";
   for (const absl::string_view folder : absl::StrSplit(folders, ':')) {
     SCOPED_TRACE(folder);
-    Compare(std::string(folder));
+    // Real models have a few channels of thousands, in which layers cancel: elements are as exact as these allow.
+    Compare(std::string(folder), /*checks_elements=*/false);
   }
 }
 
