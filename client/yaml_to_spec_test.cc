@@ -235,5 +235,30 @@ TEST(SpecToYamlTest, ReadsBackToTheSameSpec) {
   }
 }
 
+TEST(YamlToSpecTest, CustomTemplatesKeepTheirSpacesAndLines) {
+  const auto spec = YamlToSpec(
+      "model: m\n"
+      "data:\n"
+      "  train: d\n"
+      "  custom_template:\n"
+      "    user_prefix: \"Q: \"\n"
+      "    user_suffix: |\n"
+      "      two\n"
+      "      lines\n"
+      "    assistant_suffix: \"\\n\\n\"\n"
+      "    eos_after_answer: false\n",
+      "job.yaml");
+  QST_ASSERT_OK(spec);
+  const v1::CustomTemplate& custom = spec->data().custom_template();
+  EXPECT_EQ(custom.user_prefix(), "Q: ");
+  EXPECT_EQ(custom.user_suffix(), "two\nlines\n");
+  EXPECT_EQ(custom.assistant_suffix(), "\n\n");
+  EXPECT_TRUE(custom.has_eos_after_answer());
+  EXPECT_FALSE(custom.eos_after_answer());
+  const auto back = YamlToSpec(SpecToYaml(*spec), "back.yaml");
+  QST_ASSERT_OK(back);
+  EXPECT_EQ(back->SerializeAsString(), spec->SerializeAsString());
+}
+
 }  // namespace
 }  // namespace qst

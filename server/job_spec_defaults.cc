@@ -4,6 +4,7 @@
 #include <cmath>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/ascii.h"
@@ -26,6 +27,8 @@ constexpr std::uint32_t kMaxPassesInFlight = 64;
 constexpr std::uint32_t kMaxStages = 256;
 constexpr std::uint32_t kMinBlockSize = 64;
 constexpr std::uint32_t kMaxBlockSize = 4096;
+constexpr std::size_t kMaxTemplateTextBytes = 10'000;
+constexpr std::uint32_t kDefaultMaxLength = 512;
 
 // Optional fields: set if unset. Plain ones: set if zero.
 #define QST_DEFAULT_OPTIONAL(message, field, value)                 \
@@ -54,15 +57,15 @@ void FillSide(v1::SideConfig* side) {
   QST_DEFAULT_OPTIONAL(side, upsample_bias, true);
 }
 
-void FillTrain(bool is_classification, bool is_tuned, v1::TrainConfig* train) {
+void FillTrain(bool has_score_head, bool is_tuned, v1::TrainConfig* train) {
   QST_DEFAULT_ZERO(train, epochs, 3);
   QST_DEFAULT_ZERO(train, batch_size, 16);
   QST_DEFAULT_ZERO(train, micro_batch_tokens, 2048);
   QST_DEFAULT_ZERO(train, backbone_batch_tokens, 4096);
   QST_DEFAULT_ZERO(train, max_passes_in_flight, 2);
   QST_DEFAULT_ZERO(train, learning_rate, is_tuned ? kTunedLearningRate : 2e-4);
-  QST_DEFAULT_ZERO(train, schedule, is_classification ? v1::SCHEDULE_LINEAR : v1::SCHEDULE_CONSTANT);
-  QST_DEFAULT_OPTIONAL(train, warmup_ratio, is_classification ? 0.06 : 0.03);
+  QST_DEFAULT_ZERO(train, schedule, has_score_head ? v1::SCHEDULE_LINEAR : v1::SCHEDULE_CONSTANT);
+  QST_DEFAULT_OPTIONAL(train, warmup_ratio, has_score_head ? 0.06 : 0.03);
   QST_DEFAULT_OPTIONAL(train, weight_decay, 0.0);
   QST_DEFAULT_OPTIONAL(train, adam_beta1, 0.9);
   QST_DEFAULT_OPTIONAL(train, adam_beta2, 0.999);
@@ -128,8 +131,9 @@ void CheckSide(const v1::SideConfig& side, Violations* violations) {
 
 void CheckTask(const v1::TaskConfig& task, Violations* violations) {
   violations->RequireKnown("task.type", task.type(), v1::TaskType_IsValid);
-  if (task.type() == v1::TASK_TYPE_CAUSAL_LM && task.labels_size() > 0) {
-    violations->Add("task.labels", "only for classification, task.type is causal_lm");
+  if (task.type() != v1::TASK_TYPE_CLASSIFICATION && task.labels_size() > 0) {
+    violations->Add("task.labels", absl::StrCat("only for classification, task.type is ",
+                                                task.type() == v1::TASK_TYPE_REGRESSION ? "regression" : "causal_lm"));
   }
   if (task.labels_size() == 1) violations->Add("task.labels", "must name at least 2 labels, names 1");
   std::set<std::string> seen;
@@ -140,15 +144,46 @@ void CheckTask(const v1::TaskConfig& task, Violations* violations) {
   }
 }
 
+void CheckCustomTemplate(const v1::CustomTemplate& custom, Violations* violations) {
+  const std::pair<absl::string_view, const std::string*> texts[] = {
+      {"system_prefix", &custom.system_prefix()},       {"system_suffix", &custom.system_suffix()},
+      {"user_prefix", &custom.user_prefix()},           {"user_suffix", &custom.user_suffix()},
+      {"assistant_prefix", &custom.assistant_prefix()}, {"assistant_suffix", &custom.assistant_suffix()},
+      {"default_system", &custom.default_system()}};
+  for (const auto& [field, text] : texts) {
+    if (text->size() <= kMaxTemplateTextBytes) continue;
+    violations->Add(absl::StrCat("data.custom_template.", field),
+                    absl::StrCat("must be at most ", kMaxTemplateTextBytes, " bytes, is ", text->size()));
+  }
+}
+
+// What describing a data set needs as well.
+void CheckDataForm(const v1::DataConfig& data, Violations* violations) {
+  violations->RequireKnown("data.format", data.format(), v1::DataFormat_IsValid);
+  static constexpr absl::string_view kTemplates[] = {"auto",   "alpaca",  "chatml", "llama2", "llama3", "mistral",
+                                                     "vicuna", "guanaco", "zephyr", "plain",  "custom"};
+  const std::string& name = data.template_();
+  if (std::find(std::begin(kTemplates), std::end(kTemplates), name) == std::end(kTemplates)) {
+    violations->Add("data.template", absl::StrCat("must be one of ", absl::StrJoin(kTemplates, ", "), ", is '",
+                                                  name.substr(0, 80), "'"));
+  } else if (name == "custom" && !data.has_custom_template()) {
+    violations->Add("data.custom_template", "is required, since data.template is custom");
+  } else if (data.has_custom_template() && name != "custom" && name != "auto") {
+    violations->Add("data.custom_template", absl::StrCat("must not be given, since data.template is ", name));
+  }
+  CheckCustomTemplate(data.custom_template(), violations);
+  violations->RequireRange("data.max_length", data.max_length(), 1, kMaxTokens);
+}
+
+void FillData(v1::DataConfig* data) {
+  QST_DEFAULT_ZERO(data, format, v1::DATA_FORMAT_AUTO);
+  if (data->template_().empty()) data->set_template_("auto");
+  QST_DEFAULT_ZERO(data, max_length, kDefaultMaxLength);
+}
+
 void CheckData(const v1::DataConfig& data, Violations* violations) {
   if (data.train().empty()) violations->Add("data.train", "is required: a data set's name or id");
-  violations->RequireKnown("data.format", data.format(), v1::DataFormat_IsValid);
-  static constexpr absl::string_view kTemplates[] = {"auto", "alpaca", "chatml", "llama2", "plain"};
-  if (std::find(std::begin(kTemplates), std::end(kTemplates), data.template_()) == std::end(kTemplates)) {
-    violations->Add("data.template",
-                    absl::StrCat("must be one of ", absl::StrJoin(kTemplates, ", "), ", is '", data.template_(), "'"));
-  }
-  violations->RequireRange("data.max_length", data.max_length(), 1, kMaxTokens);
+  CheckDataForm(data, violations);
 }
 
 void CheckTrain(const v1::TrainConfig& train, const v1::DataConfig& data, Violations* violations) {
@@ -197,13 +232,12 @@ void FillJobSpecDefaults(v1::JobSpec* spec) {
   if (spec->name().empty()) spec->set_name("job");
   FillSide(spec->mutable_side());
   QST_DEFAULT_ZERO(spec->mutable_task(), type, v1::TASK_TYPE_CAUSAL_LM);
-  const bool is_classification = spec->task().type() == v1::TASK_TYPE_CLASSIFICATION;
-  v1::DataConfig* data = spec->mutable_data();
-  QST_DEFAULT_ZERO(data, format, v1::DATA_FORMAT_AUTO);
-  if (data->template_().empty()) data->set_template_("auto");
-  QST_DEFAULT_ZERO(data, max_length, 512);
-  FillTrain(is_classification, spec->side().preset() == v1::SIDE_PRESET_TUNED, spec->mutable_train());
-  QST_DEFAULT_OPTIONAL(spec->mutable_eval(), at_start, !is_classification);
+  // Regression is trained as classification is.
+  const bool has_score_head =
+      spec->task().type() == v1::TASK_TYPE_CLASSIFICATION || spec->task().type() == v1::TASK_TYPE_REGRESSION;
+  FillData(spec->mutable_data());
+  FillTrain(has_score_head, spec->side().preset() == v1::SIDE_PRESET_TUNED, spec->mutable_train());
+  QST_DEFAULT_OPTIONAL(spec->mutable_eval(), at_start, !has_score_head);
   QST_DEFAULT_ZERO(spec->mutable_checkpoint(), keep, 2);
   QST_DEFAULT_ZERO(spec->mutable_resources(), device, v1::DEVICE_KIND_AUTO);
 }
@@ -220,6 +254,13 @@ absl::Status ValidateJobSpec(const v1::JobSpec& spec) {
   CheckData(spec.data(), &violations);
   CheckTrain(spec.train(), spec.data(), &violations);
   violations.AddStatus(ValidateResources(spec.resources(), "resources"));
+  return violations.ToStatus();
+}
+
+absl::Status FillDataDefaults(v1::DataConfig* data) {
+  FillData(data);
+  Violations violations;
+  CheckDataForm(*data, &violations);
   return violations.ToStatus();
 }
 

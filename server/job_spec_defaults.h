@@ -17,6 +17,10 @@ void FillJobSpecDefaults(v1::JobSpec* spec);
 // by "; ".
 absl::Status ValidateJobSpec(const v1::JobSpec& spec);
 
+// Fills the unset fields of `data` that say how a file is read and rendered, and checks them: what describing a data
+// set needs. kInvalidArgument as above.
+absl::Status FillDataDefaults(v1::DataConfig* data);
+
 // Checks what depends on the model (quantization as expected, stages within its layers) and fills spec->quantization
 // from it. kInvalidArgument as above.
 absl::Status MatchModel(const v1::Model& model, v1::JobSpec* spec);

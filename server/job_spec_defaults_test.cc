@@ -150,8 +150,36 @@ INSTANTIATE_TEST_SUITE_P(
                   "train.micro_batch_tokens: must be at least data.max_length (512), so that one example fits, is 100"},
         Violation{"BackboneBatch", [](v1::JobSpec* s) { s->mutable_train()->set_backbone_batch_tokens(1024); },
                   "train.backbone_batch_tokens: must be at least train.micro_batch_tokens (2048), is 1024"},
-        Violation{"Template", [](v1::JobSpec* s) { s->mutable_data()->set_template_("vicuna"); },
-                  "data.template: must be one of auto, alpaca, chatml, llama2, plain, is 'vicuna'"},
+        Violation{
+            "Template", [](v1::JobSpec* s) { s->mutable_data()->set_template_("vicunia"); },
+            "data.template: must be one of auto, alpaca, chatml, llama2, llama3, mistral, vicuna, guanaco, zephyr, "
+            "plain, custom, is 'vicunia'"},
+        Violation{"CustomWithoutTexts", [](v1::JobSpec* s) { s->mutable_data()->set_template_("custom"); },
+                  "data.custom_template: is required, since data.template is custom"},
+        Violation{"TextsOfAnotherTemplate",
+                  [](v1::JobSpec* s) {
+                    s->mutable_data()->set_template_("chatml");
+                    s->mutable_data()->mutable_custom_template()->set_user_prefix("Q: ");
+                  },
+                  "data.custom_template: must not be given, since data.template is chatml"},
+        Violation{"LongText",
+                  [](v1::JobSpec* s) {
+                    s->mutable_data()->mutable_custom_template()->set_user_prefix(std::string(10'001, 'x'));
+                  },
+                  "data.custom_template.user_prefix: must be at most 10000 bytes, is 10001"},
+        Violation{"LabelsOfNumbers",
+                  [](v1::JobSpec* s) {
+                    s->mutable_task()->set_type(v1::TASK_TYPE_REGRESSION);
+                    s->mutable_task()->add_labels("a");
+                    s->mutable_task()->add_labels("b");
+                  },
+                  "task.labels: only for classification, task.type is regression"},
+        Violation{"ProbeOfNumbers",
+                  [](v1::JobSpec* s) {
+                    s->mutable_task()->set_type(v1::TASK_TYPE_REGRESSION);
+                    s->mutable_eval()->set_linear_probe(true);
+                  },
+                  "eval.linear_probe: only classification has one"},
         Violation{"Labels",
                   [](v1::JobSpec* s) {
                     s->mutable_task()->add_labels("a");
@@ -184,6 +212,41 @@ INSTANTIATE_TEST_SUITE_P(
                   },
                   "side.reduction: must be at least 1, is 0; train.batch_size: must be at least 1, is 0"}),
     [](const testing::TestParamInfo<Violation>& info) { return info.param.name; });
+
+TEST(ValidateJobSpecTest, EveryTemplateIsAccepted) {
+  for (const char* name :
+       {"auto", "alpaca", "chatml", "llama2", "llama3", "mistral", "vicuna", "guanaco", "zephyr", "plain"}) {
+    v1::JobSpec spec = FilledSpec();
+    spec.mutable_data()->set_template_(name);
+    QST_EXPECT_OK(ValidateJobSpec(spec));
+  }
+  for (const char* name : {"auto", "custom"}) {
+    v1::JobSpec spec = FilledSpec();
+    spec.mutable_data()->set_template_(name);
+    spec.mutable_data()->mutable_custom_template()->set_user_prefix("Q: ");
+    QST_EXPECT_OK(ValidateJobSpec(spec));
+  }
+}
+
+TEST(FillJobSpecDefaultsTest, RegressionIsTrainedAsClassificationIs) {
+  v1::JobSpec numbers, classes;
+  numbers.mutable_task()->set_type(v1::TASK_TYPE_REGRESSION);
+  classes.mutable_task()->set_type(v1::TASK_TYPE_CLASSIFICATION);
+  FillJobSpecDefaults(&numbers);
+  FillJobSpecDefaults(&classes);
+  EXPECT_EQ(numbers.train().SerializeAsString(), classes.train().SerializeAsString());
+  EXPECT_EQ(numbers.eval().SerializeAsString(), classes.eval().SerializeAsString());
+}
+
+TEST(FillDataDefaultsTest, FillsAndChecksWhatDescribingNeeds) {
+  v1::DataConfig data;
+  QST_ASSERT_OK(FillDataDefaults(&data));
+  EXPECT_EQ(data.template_(), "auto");
+  EXPECT_EQ(data.max_length(), 512u);
+  EXPECT_EQ(data.format(), v1::DATA_FORMAT_AUTO);
+  data.set_max_length(1 << 30);
+  EXPECT_THAT(FillDataDefaults(&data), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("data.max_length")));
+}
 
 TEST(ValidateJobSpecTest, EveryWireTypeAndDeviceIsAccepted) {
   for (const v1::WireDtype dtype : {v1::WIRE_DTYPE_BF16, v1::WIRE_DTYPE_F32, v1::WIRE_DTYPE_INT8, v1::WIRE_DTYPE_FP8}) {

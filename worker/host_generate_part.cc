@@ -79,7 +79,7 @@ class GeneratePart : public Part {
     absl::StatusOr<PromptFormat> format =
         ChoosePromptFormat(request.template_(), tokenizer.chat_template(), DataKind::kInstruction);
     QST_RETURN_IF_ERROR(Annotate(format.status(), "template"));
-    const std::optional<std::int32_t> end = tokenizer.TokenToId(PromptEndMarker(format->name));
+    const std::optional<std::int32_t> end = tokenizer.TokenToId(PromptEndMarker(*format));
     if (end.has_value()) stop_ids->push_back(*end);
     QST_ASSIGN_OR_RETURN(EncodedPrompt prompt,
                          EncodeSegments(RenderPrompt(*format, {{"user", request.prompt()}}), tokenizer));

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "proto/support/status_macros.h"
+#include "worker/host_data_config.h"
 #include "worker/text/dataset.h"
 #include "worker/text/prompt_template.h"
 #include "worker/text/tokenizer.h"
@@ -16,50 +17,6 @@ namespace {
 
 // Labels that a summary line lists.
 constexpr std::size_t kMaxLabelsListed = 12;
-
-DataFormat FormatOf(v1::DataFormat format) {
-  switch (format) {
-    case v1::DATA_FORMAT_JSONL:
-      return DataFormat::kJsonl;
-    case v1::DATA_FORMAT_JSON:
-      return DataFormat::kJson;
-    case v1::DATA_FORMAT_CSV:
-      return DataFormat::kCsv;
-    case v1::DATA_FORMAT_TSV:
-      return DataFormat::kTsv;
-    default:
-      return DataFormat::kAuto;
-  }
-}
-
-DataColumns ColumnsOf(const v1::ColumnMapping& columns) {
-  DataColumns out;
-  out.text = columns.text();
-  out.text_pair = columns.text_pair();
-  out.label = columns.label();
-  out.instruction = columns.instruction();
-  out.input = columns.input();
-  out.output = columns.output();
-  out.prompt = columns.prompt();
-  out.completion = columns.completion();
-  out.messages = columns.messages();
-  return out;
-}
-
-absl::StatusOr<Dataset> ReadFor(v1::TaskType task, const v1::DataConfig& data, const std::string& path) {
-  DatasetOptions options;
-  options.format = FormatOf(data.format());
-  options.columns = ColumnsOf(data.columns());
-  if (task == v1::TASK_TYPE_CLASSIFICATION) {
-    options.kind = DataKind::kClassification;
-    return ReadDataset(path, options);
-  }
-  QST_ASSIGN_OR_RETURN(Dataset dataset, ReadDataset(path, options));
-  if (dataset.kind != DataKind::kClassification) return dataset;
-  // Labelled texts, to be learned as plain text.
-  options.kind = DataKind::kText;
-  return ReadDataset(path, options);
-}
 
 void Limit(std::uint64_t max_examples, Dataset* dataset) {
   if (max_examples > 0 && dataset->examples.size() > max_examples) dataset->examples.resize(max_examples);
@@ -119,7 +76,7 @@ absl::StatusOr<JobData> LoadJobData(const v1::TrainWork& work, const std::string
   encoding.train_on_prompt = data.train_on_prompt();
   const auto load = [&](const std::string& what, const std::string& path,
                         std::uint64_t max_examples) -> absl::StatusOr<ExampleSet> {
-    QST_ASSIGN_OR_RETURN(Dataset dataset, ReadFor(task, data, path));
+    QST_ASSIGN_OR_RETURN(Dataset dataset, ReadDatasetFor(task, data, path));
     const std::int64_t rows_in_file = static_cast<std::int64_t>(dataset.examples.size());
     if (task == v1::TASK_TYPE_CLASSIFICATION && !labels.has_value()) {
       // From the whole training file, so that the class ids do not depend on how much of it is used.
@@ -133,19 +90,17 @@ absl::StatusOr<JobData> LoadJobData(const v1::TrainWork& work, const std::string
     Limit(max_examples, &dataset);
     EncodedDataset encoded;
     std::vector<std::string> texts;
-    if (task == v1::TASK_TYPE_CLASSIFICATION) {
-      QST_ASSIGN_OR_RETURN(encoded, EncodeClassification(dataset, *tokenizer, &*labels, max_length));
+    if (task != v1::TASK_TYPE_CAUSAL_LM) {
+      QST_ASSIGN_OR_RETURN(
+          encoded, EncodeClassification(dataset, *tokenizer, labels.has_value() ? &*labels : nullptr, max_length));
       texts = TextsOf(dataset);
     } else {
-      absl::StatusOr<PromptFormat> format =
-          ChoosePromptFormat(data.template_(), tokenizer->chat_template(), dataset.kind);
-      QST_RETURN_IF_ERROR(Annotate(format.status(), "data.template"));
-      encoding.format = *std::move(format);
+      QST_ASSIGN_OR_RETURN(encoding.format, PromptFormatFor(data, *tokenizer, dataset.kind));
       QST_ASSIGN_OR_RETURN(encoded, EncodeLanguageModel(dataset, *tokenizer, encoding));
     }
     std::string line = DescribeEncoding(what, encoded.stats, max_length, rows_in_file);
-    if (task != v1::TASK_TYPE_CLASSIFICATION && dataset.kind != DataKind::kText) {
-      absl::StrAppend(&line, "; template ", PromptTemplateName(encoding.format.name));
+    if (task == v1::TASK_TYPE_CAUSAL_LM && dataset.kind != DataKind::kText) {
+      absl::StrAppend(&line, "; template ", DescribePromptFormat(encoding.format));
     }
     say(line);
     return ExampleSet(task, std::move(encoded.examples), std::move(texts));

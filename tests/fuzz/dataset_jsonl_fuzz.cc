@@ -11,7 +11,7 @@
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const absl::string_view bytes(reinterpret_cast<const char*>(data), size);
   for (const qst::DataFormat format : {qst::DataFormat::kAuto, qst::DataFormat::kJsonl, qst::DataFormat::kJson,
-                                       qst::DataFormat::kTsv, qst::DataFormat::kCsv}) {
+                                       qst::DataFormat::kTsv, qst::DataFormat::kCsv, qst::DataFormat::kText}) {
     qst::DatasetOptions options;
     options.format = format;
     const auto dataset = qst::ParseDataset("fuzz", bytes, options);
@@ -24,8 +24,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     }
     for (const qst::Example& example : dataset->examples) {
       for (const auto name : {qst::PromptTemplate::kAlpaca, qst::PromptTemplate::kChatml, qst::PromptTemplate::kLlama2,
-                              qst::PromptTemplate::kPlain}) {
-        for (const qst::PromptSegment& segment : qst::RenderExample({name, ""}, dataset->kind, example)) {
+                              qst::PromptTemplate::kLlama3, qst::PromptTemplate::kMistral, qst::PromptTemplate::kVicuna,
+                              qst::PromptTemplate::kGuanaco, qst::PromptTemplate::kZephyr, qst::PromptTemplate::kPlain,
+                              qst::PromptTemplate::kCustom}) {
+        const qst::PromptFormat format = qst::MakePromptFormat(name);
+        for (const qst::PromptSegment& segment : qst::RenderExample(format, dataset->kind, example)) {
           if (!qst::IsValidUtf8(segment.text)) std::abort();
         }
       }

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstring>
 #include <fstream>
+#include <limits>
 #include <set>
 #include <tuple>
 #include <utility>
@@ -18,6 +19,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "proto/support/status_macros.h"
+#include "worker/text/chat_message.h"
 #include "worker/text/json_util.h"
 #include "worker/text/table.h"
 
@@ -42,6 +44,7 @@ DataFormat DetectFormat(absl::string_view name, absl::string_view bytes) {
   if (absl::EndsWith(lower, ".jsonl") || absl::EndsWith(lower, ".ndjson")) return DataFormat::kJsonl;
   if (absl::EndsWith(lower, ".tsv")) return DataFormat::kTsv;
   if (absl::EndsWith(lower, ".csv")) return DataFormat::kCsv;
+  if (absl::EndsWith(lower, ".txt")) return DataFormat::kText;
   // Many a .json file has one object a line.
   if (is_array || absl::StartsWith(bytes, "{")) return is_array ? DataFormat::kJson : DataFormat::kJsonl;
   if (absl::EndsWith(lower, ".json")) return DataFormat::kJson;
@@ -49,6 +52,39 @@ DataFormat DetectFormat(absl::string_view name, absl::string_view bytes) {
   if (absl::StrContains(header, '\t')) return DataFormat::kTsv;
   if (absl::StrContains(header, ',')) return DataFormat::kCsv;
   return DataFormat::kAuto;
+}
+
+constexpr std::pair<DataFormat, absl::string_view> kFormatNames[] = {
+    {DataFormat::kAuto, "auto"}, {DataFormat::kJsonl, "jsonl"}, {DataFormat::kJson, "json"},
+    {DataFormat::kTsv, "tsv"},   {DataFormat::kCsv, "csv"},     {DataFormat::kText, "text"}};
+
+bool ParseNumber(absl::string_view text, double* value) {
+  return absl::SimpleAtod(text, value) && std::fabs(*value) <= std::numeric_limits<float>::max();
+}
+
+// Columns that are named by their numbers.
+std::vector<std::string> NumberedColumns(const DataColumns& columns) {
+  std::vector<std::string> numbered;
+  for (const std::string* name :
+       {&columns.text, &columns.text_pair, &columns.label, &columns.instruction, &columns.input, &columns.output,
+        &columns.prompt, &columns.completion, &columns.messages}) {
+    int number = 0;
+    if (absl::SimpleAtoi(*name, &number) && number > 0) numbered.push_back(*name);
+  }
+  return numbered;
+}
+
+// TSV and CSV. Where columns are named by numbers that the header does not have, it is no header.
+absl::StatusOr<Table> ParseFields(DataFormat format, absl::string_view name, absl::string_view bytes,
+                                  const DataColumns& columns) {
+  const auto parse = format == DataFormat::kTsv ? &ParseTsvTable : &ParseCsvTable;
+  absl::StatusOr<Table> table = parse(name, bytes, /*has_header=*/true);
+  for (const std::string& column : NumberedColumns(columns)) {
+    const bool has_column =
+        table.ok() && std::find(table->columns.begin(), table->columns.end(), column) != table->columns.end();
+    if (!has_column) return parse(name, bytes, /*has_header=*/false);
+  }
+  return table;
 }
 
 // Where the columns are; -1: absent.
@@ -59,8 +95,8 @@ struct ColumnIndices {
 
 class DatasetBuilder {
  public:
-  DatasetBuilder(absl::string_view name, const Table& table, const DatasetOptions& options)
-      : name_(name), table_(table), options_(options) {}
+  DatasetBuilder(absl::string_view name, DataFormat format, const Table& table, const DatasetOptions& options)
+      : name_(name), format_(format), table_(table), options_(options) {}
 
   absl::StatusOr<Dataset> Build() {
     if (table_.rows.empty()) return absl::InvalidArgumentError(absl::StrCat(name_, ": no rows"));
@@ -68,6 +104,8 @@ class DatasetBuilder {
     Dataset dataset;
     dataset.name = std::string(name_);
     dataset.row_word = table_.row_word;
+    dataset.format = format_;
+    dataset.columns = table_.columns;
     QST_ASSIGN_OR_RETURN(dataset.kind, ChooseKind());
     QST_RETURN_IF_ERROR(CheckColumns(dataset.kind));
     dataset.examples.reserve(table_.rows.size());
@@ -77,6 +115,9 @@ class DatasetBuilder {
       const absl::Status status = Fill(row, dataset.kind, &example);
       if (!status.ok()) return Annotate(status, absl::StrCat(name_, " ", table_.row_word, " ", row.line));
       dataset.examples.push_back(std::move(example));
+    }
+    if (dataset.kind == DataKind::kClassification && !options_.kind.has_value() && AreMeasures(dataset.examples)) {
+      dataset.kind = DataKind::kRegression;
     }
     return dataset;
   }
@@ -90,9 +131,10 @@ class DatasetBuilder {
     QST_RETURN_IF_ERROR(Find(names.text_pair,
                              {"text_pair", "sentence2", "question2", "hypothesis", "sentence", "#2 string"},
                              "text_pair", &at_.text_pair));
-    QST_RETURN_IF_ERROR(Find(names.label,
-                             {"label", "gold_label", "is_duplicate", "quality", "class", "category", "topic", "target"},
-                             "label", &at_.label));
+    QST_RETURN_IF_ERROR(
+        Find(names.label,
+             {"label", "gold_label", "is_duplicate", "quality", "class", "category", "topic", "target", "score"},
+             "label", &at_.label));
     QST_RETURN_IF_ERROR(Find(names.instruction, {"instruction"}, "instruction", &at_.instruction));
     QST_RETURN_IF_ERROR(Find(names.input, {"input", "context"}, "input", &at_.input));
     QST_RETURN_IF_ERROR(Find(names.output, {"output", "response"}, "output", &at_.output));
@@ -138,14 +180,16 @@ class DatasetBuilder {
     if (at_.prompt >= 0 && at_.completion >= 0) return DataKind::kCompletion;
     if (at_.text >= 0 && at_.label >= 0) return DataKind::kClassification;
     if (at_.text >= 0) return DataKind::kText;
-    return absl::InvalidArgumentError(absl::StrCat(name_, ": cannot tell which columns to use; columns: ",
-                                                   ListNames(table_.columns), "; name them in data.columns"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(name_, ": cannot tell which columns to use; columns: ", ListNames(table_.columns),
+                     "; name them in data.columns", HeaderAdvice()));
   }
 
   absl::Status CheckColumns(DataKind kind) const {
     std::vector<std::pair<const char*, int>> needed;
     switch (kind) {
       case DataKind::kClassification:
+      case DataKind::kRegression:
         needed = {{"text", at_.text}};
         if (options_.needs_label) needed.push_back({"label", at_.label});
         break;
@@ -166,9 +210,26 @@ class DatasetBuilder {
       if (index >= 0) continue;
       return absl::InvalidArgumentError(absl::StrCat(name_, ": ", DataKindName(kind), " data needs a column for ", role,
                                                      "; columns: ", ListNames(table_.columns),
-                                                     "; name it in data.columns.", role));
+                                                     "; name it in data.columns.", role, HeaderAdvice()));
     }
     return absl::OkStatus();
+  }
+
+  // What looks like a wrong header may be the first row.
+  absl::string_view HeaderAdvice() const {
+    if (format_ != DataFormat::kCsv && format_ != DataFormat::kTsv) return "";
+    return ", by number (\"1\") if the file has no header line";
+  }
+
+  // Whether the labels are numbers of which some are no integers.
+  static bool AreMeasures(const std::vector<Example>& examples) {
+    bool has_fraction = false;
+    for (const Example& example : examples) {
+      double value = 0;
+      if (!ParseNumber(example.label, &value)) return false;
+      has_fraction = has_fraction || value != std::floor(value);
+    }
+    return has_fraction;
   }
 
   // The row's value, or null if it has none.
@@ -193,7 +254,8 @@ class DatasetBuilder {
 
   absl::Status Fill(const Table::Row& row, DataKind kind, Example* example) const {
     switch (kind) {
-      case DataKind::kClassification: {
+      case DataKind::kClassification:
+      case DataKind::kRegression: {
         QST_ASSIGN_OR_RETURN(example->text, Text(row, at_.text));
         if (at_.text_pair >= 0) {
           QST_ASSIGN_OR_RETURN(std::string pair, Text(row, at_.text_pair));
@@ -203,6 +265,12 @@ class DatasetBuilder {
           QST_ASSIGN_OR_RETURN(example->label, Text(row, at_.label));
         } else {
           QST_ASSIGN_OR_RETURN(example->label, TextOrEmpty(row, at_.label));
+        }
+        double ignored = 0;
+        if (kind == DataKind::kRegression && options_.needs_label && !ParseNumber(example->label, &ignored)) {
+          return absl::InvalidArgumentError(absl::StrCat("\"", table_.columns[at_.label], "\" is \"",
+                                                         example->label.substr(0, 80),
+                                                         "\", not a number, which regression needs"));
         }
         return absl::OkStatus();
       }
@@ -234,22 +302,17 @@ class DatasetBuilder {
       return absl::InvalidArgumentError(absl::StrCat("\"", column, "\" is not a list of messages"));
     }
     for (const json& entry : *list) {
-      const bool is_share_gpt = FindMember(entry, "from") != nullptr;
-      absl::StatusOr<std::string> role = GetString(entry, is_share_gpt ? "from" : "role");
-      absl::StatusOr<std::string> content = GetString(entry, is_share_gpt ? "value" : "content");
-      for (const absl::Status& status : {role.status(), content.status()}) {
-        if (!status.ok()) {
-          return Annotate(status, absl::StrCat("\"", column, "\", message ", example->messages.size() + 1));
-        }
+      absl::StatusOr<ChatMessage> message = ParseChatMessage(entry);
+      if (!message.ok()) {
+        return Annotate(message.status(), absl::StrCat("\"", column, "\", message ", example->messages.size() + 1));
       }
-      if (*role == "human") role = "user";
-      if (*role == "gpt" || *role == "bot" || *role == "model") role = "assistant";
-      example->messages.push_back({*std::move(role), *std::move(content)});
+      example->messages.push_back(*std::move(message));
     }
     return absl::OkStatus();
   }
 
   absl::string_view name_;
+  const DataFormat format_;
   const Table& table_;
   const DatasetOptions& options_;
   ColumnIndices at_;
@@ -257,14 +320,22 @@ class DatasetBuilder {
 
 }  // namespace
 
+absl::string_view DataFormatName(DataFormat format) {
+  for (const auto& [known, name] : kFormatNames) {
+    if (known == format) return name;
+  }
+  return "unknown";
+}
+
 absl::StatusOr<DataFormat> ParseDataFormat(absl::string_view name) {
-  if (name.empty() || name == "auto") return DataFormat::kAuto;
-  if (name == "jsonl") return DataFormat::kJsonl;
-  if (name == "json") return DataFormat::kJson;
-  if (name == "tsv") return DataFormat::kTsv;
-  if (name == "csv") return DataFormat::kCsv;
+  if (name.empty()) return DataFormat::kAuto;
+  std::vector<absl::string_view> names;
+  for (const auto& [format, known] : kFormatNames) {
+    if (known == name) return format;
+    names.push_back(known);
+  }
   return absl::InvalidArgumentError(
-      absl::StrCat("unknown data format \"", name, "\"; known: auto, jsonl, json, tsv, csv"));
+      absl::StrCat("unknown data format \"", name, "\"; known: ", absl::StrJoin(names, ", ")));
 }
 
 absl::string_view DataKindName(DataKind kind) {
@@ -279,6 +350,8 @@ absl::string_view DataKindName(DataKind kind) {
       return "chat";
     case DataKind::kText:
       return "text";
+    case DataKind::kRegression:
+      return "regression";
   }
   return "unknown";
 }
@@ -289,7 +362,7 @@ absl::StatusOr<Dataset> ParseDataset(absl::string_view name, absl::string_view b
   }
   const DataFormat format = options.format == DataFormat::kAuto ? DetectFormat(name, bytes) : options.format;
   absl::StatusOr<Table> table = absl::InvalidArgumentError(
-      absl::StrCat(name, ": cannot tell the format; set data.format to jsonl, json, tsv or csv"));
+      absl::StrCat(name, ": cannot tell the format; set data.format to jsonl, json, tsv, csv or text"));
   switch (format) {
     case DataFormat::kJsonl:
       table = ParseJsonlTable(name, bytes);
@@ -298,16 +371,17 @@ absl::StatusOr<Dataset> ParseDataset(absl::string_view name, absl::string_view b
       table = ParseJsonTable(name, bytes);
       break;
     case DataFormat::kTsv:
-      table = ParseTsvTable(name, bytes);
-      break;
     case DataFormat::kCsv:
-      table = ParseCsvTable(name, bytes);
+      table = ParseFields(format, name, bytes, options.columns);
+      break;
+    case DataFormat::kText:
+      table = ParseTextTable(name, bytes);
       break;
     case DataFormat::kAuto:
       break;
   }
   if (!table.ok()) return table.status();
-  return DatasetBuilder(name, *table, options).Build();
+  return DatasetBuilder(name, format, *table, options).Build();
 }
 
 absl::StatusOr<Dataset> ReadDataset(const std::string& path, const DatasetOptions& options) {

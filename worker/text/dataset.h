@@ -1,4 +1,4 @@
-// Data files as they are uploaded: JSONL, JSON, TSV and CSV, with columns found by their usual names.
+// Data files as they are uploaded: JSONL, JSON, TSV, CSV and plain text, with columns found by their usual names.
 #ifndef QST_WORKER_TEXT_DATASET_H_
 #define QST_WORKER_TEXT_DATASET_H_
 
@@ -19,23 +19,29 @@ enum class DataFormat {
   kJson,   // an array of objects
   kTsv,    // header line, fields between tabs, no quoting: GLUE's form
   kCsv,    // RFC 4180 with a header line; line ends are LF or CR LF
+  kText,   // an example a line, the column "text"; blank lines are skipped
 };
 
-// "auto", "jsonl", "json", "tsv", "csv". Errors  kInvalidArgument: another name; the known ones are listed.
+// "auto", "jsonl", "json", "tsv", "csv", "text".
+absl::string_view DataFormatName(DataFormat format);
+// Errors  kInvalidArgument: another name; the known ones are listed.
 absl::StatusOr<DataFormat> ParseDataFormat(absl::string_view name);
 
 // Which column holds what. An empty name is looked up by usual names, in the order given here, compared
-// without regard to case:
+// without regard to case. In TSV and CSV, a number that is no column's name stands for that column, from 1, of a file
+// without a header line.
 struct DataColumns {
   std::string text;         // text, sentence1, question1, premise, question, sentence, #1 string, content
   std::string text_pair;    // text_pair, sentence2, question2, hypothesis, sentence, #2 string
-  std::string label;        // label, gold_label, is_duplicate, quality, class, category, topic, target
+  std::string label;        // label, gold_label, is_duplicate, quality, class, category, topic, target, score
   std::string instruction;  // instruction
   std::string input;        // input, context
   std::string output;       // output, response
   std::string prompt;       // prompt
   std::string completion;   // completion, response
-  std::string messages;     // messages, conversations
+  // messages, conversations. Of each message: role and content (OpenAI), or from and value (ShareGPT). Content may be a
+  // list of parts, of which the texts count; calls of tools that come without content are its text, as JSON.
+  std::string messages;
 };
 
 enum class DataKind {
@@ -44,12 +50,15 @@ enum class DataKind {
   kCompletion,      // prompt, completion
   kChat,            // messages
   kText,            // text
+  kRegression,      // as kClassification, with numbers for labels
 };
 
 absl::string_view DataKindName(DataKind kind);
 
 struct ChatMessage {
-  std::string role;  // "system", "user", "assistant", or as the file has it
+  // "system", "user", "assistant", "tool" (what a function gave), "function_call" (said by the assistant), or as the
+  // file has it.
+  std::string role;
   std::string content;
 };
 
@@ -66,15 +75,18 @@ struct Example {
 };
 
 struct Dataset {
-  std::string name;      // for messages: the file's name
-  std::string row_word;  // for messages: "line", or "element" of a JSON array
+  std::string name;                        // for messages: the file's name
+  std::string row_word;                    // for messages: "line", or "element" of a JSON array
+  DataFormat format = DataFormat::kJsonl;  // never kAuto
   DataKind kind = DataKind::kText;
+  std::vector<std::string> columns;
   std::vector<Example> examples;  // never empty
 };
 
 struct DatasetOptions {
   DataFormat format = DataFormat::kAuto;
-  // Without it, the kind follows from the columns: messages, instruction, prompt, text with label, text.
+  // Without it, the kind follows from the columns: messages, instruction, prompt, text with label, text; labels that
+  // are all numbers and not all integers are those of a regression.
   std::optional<DataKind> kind;
   DataColumns columns;
   // Rows for prediction need no label.
@@ -82,8 +94,8 @@ struct DatasetOptions {
 };
 
 // Errors, all kInvalidArgument, "NAME line N: ...": a row that does not parse, a row without a needed
-// column, a field of the wrong type, invalid UTF-8; a needed column that no row has (the message lists the
-// columns that are there); no rows. kNotFound: ReadDataset has no such file.
+// column, a field of the wrong type, a label that is no number (kRegression), invalid UTF-8; a needed column that no
+// row has (the message lists the columns that are there); no rows. kNotFound: ReadDataset has no such file.
 absl::StatusOr<Dataset> ParseDataset(absl::string_view name, absl::string_view bytes, const DatasetOptions& options);
 absl::StatusOr<Dataset> ReadDataset(const std::string& path, const DatasetOptions& options);
 

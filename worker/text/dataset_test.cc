@@ -187,6 +187,113 @@ TEST(DatasetTest, DeeplyNestedJsonIsNoProblem) {
   EXPECT_THAT(ParseDataset("d.jsonl", deep, {}), StatusIs(kInvalid, StartsWith("d.jsonl line 1: ")));
 }
 
+TEST(DatasetTest, ReadsPlainTextLineByLine) {
+  const auto data = ParseDataset("d.txt", "\xEF\xBB\xBFone, two\r\n\n  \n{\"text\": 1}\n", {});
+  QST_ASSERT_OK(data);
+  EXPECT_EQ(data->kind, DataKind::kText);
+  EXPECT_EQ(data->format, DataFormat::kText);
+  ASSERT_EQ(data->examples.size(), 2u);
+  EXPECT_EQ(data->examples[0].text, "one, two");
+  EXPECT_EQ(data->examples[1].text, "{\"text\": 1}");
+  EXPECT_EQ(data->examples[1].line, 4);
+  EXPECT_THAT(ParseDataset("d.txt", "a\n\xff\n", {}), StatusIs(kInvalid, HasSubstr("d.txt line 2: not valid UTF-8")));
+  DatasetOptions options;
+  options.format = DataFormat::kText;
+  QST_EXPECT_OK(ParseDataset("d.csv", "a,b\n", options));
+}
+
+TEST(DatasetTest, ColumnsOfAFileWithoutHeaderAreNamedByNumber) {
+  const std::string bytes = "\"What, then?\",0,4,0,6,B\r\nWhy?,1,2,3,4,A\r\n";
+  EXPECT_THAT(ParseDataset("d.csv", bytes, {}),
+              StatusIs(kInvalid, AllOf(HasSubstr("d.csv line 1: the header has \"0\" twice"),
+                                       HasSubstr("if the file has no header line"))));
+  EXPECT_THAT(ParseDataset("d.csv", "Why?,1,2\nWhen?,3,4\n", {}),
+              StatusIs(kInvalid, AllOf(HasSubstr("columns: Why?, 1, 2"), HasSubstr("if the file has no header line"))));
+  DatasetOptions options;
+  options.columns.text = "1";
+  options.columns.label = "6";
+  const auto data = ParseDataset("d.csv", bytes, options);
+  QST_ASSERT_OK(data);
+  EXPECT_EQ(data->kind, DataKind::kClassification);
+  ASSERT_EQ(data->examples.size(), 2u);
+  EXPECT_EQ(data->examples[0].text, "What, then?");
+  EXPECT_EQ(data->examples[0].label, "B");
+  EXPECT_EQ(data->examples[1].line, 2);
+  options.columns.label = "7";
+  EXPECT_THAT(ParseDataset("d.csv", bytes, options), StatusIs(kInvalid, HasSubstr("columns: 1, 2, 3, 4, 5, 6")));
+  // A header that has the number is one.
+  options.columns = {};
+  options.columns.text = "2";
+  const auto named = ParseDataset("d.csv", "2,1\na,b\n", options);
+  QST_ASSERT_OK(named);
+  EXPECT_EQ(named->examples[0].text, "a");
+  const auto tabs = ParseDataset("d.tsv", "x\ty\nz\tw\n", options);
+  QST_ASSERT_OK(tabs);
+  EXPECT_EQ(tabs->examples[0].text, "y");
+  EXPECT_THAT(ParseDataset("d.tsv", "x\ty\nz\n", options),
+              StatusIs(kInvalid, HasSubstr("line 2: 1 fields, but the first line has 2")));
+}
+
+TEST(DatasetTest, MistakesOfAJsonArrayHaveTheirLine) {
+  EXPECT_THAT(ParseDataset("d.json", "[\n{\"text\": \"a\"},\n{\"text\": }\n]", {}),
+              StatusIs(kInvalid, StartsWith("d.json line 3: not JSON")));
+  EXPECT_THAT(ParseDataset("d.json", "[\n{\"text\": \"a\"}\n", {}), StatusIs(kInvalid, StartsWith("d.json line 3: ")));
+}
+
+TEST(DatasetTest, NumbersWithFractionsAreThoseOfARegression) {
+  const auto data = ParseDataset("d.tsv", "sentence1\tsentence2\tscore\na\tb\t3.8\nc\td\t5\n", {});
+  QST_ASSERT_OK(data);
+  EXPECT_EQ(data->kind, DataKind::kRegression);
+  EXPECT_EQ(data->examples[0].label, "3.8");
+  EXPECT_EQ(ParseDataset("d.tsv", "text\tscore\na\t3\nb\t5\n", {})->kind, DataKind::kClassification);
+  EXPECT_EQ(ParseDataset("d.tsv", "text\tlabel\na\t3.5\nb\tgood\n", {})->kind, DataKind::kClassification);
+  DatasetOptions options;
+  options.kind = DataKind::kRegression;
+  EXPECT_EQ(ParseDataset("d.tsv", "text\tscore\na\t3\nb\t5\n", options)->kind, DataKind::kRegression);
+  for (const char* bad : {"good", "", "nan", "1e99", "-inf"}) {
+    EXPECT_THAT(ParseDataset("d.tsv", absl::StrCat("text\tscore\na\t3\nb\t", bad, "\n"), options),
+                StatusIs(kInvalid, HasSubstr("d.tsv line 3: \"score\" is \"")))
+        << bad;
+  }
+}
+
+TEST(DatasetTest, MessagesOfToolsAndInPartsAreRead) {
+  const auto data = ParseDataset(
+      "d.jsonl",
+      R"({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},)"
+      R"({"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": "{\"x\": 1}"}},)"
+      R"({"function": {"name": "g", "arguments": {"y": 2}}}]}, {"role": "tool", "content": "3"}]})",
+      {});
+  QST_ASSERT_OK(data);
+  const std::vector<ChatMessage>& messages = data->examples[0].messages;
+  ASSERT_EQ(messages.size(), 3u);
+  EXPECT_EQ(messages[0].content, "ab");
+  EXPECT_EQ(messages[1].content,
+            "{\"name\": \"f\", \"arguments\": {\"x\": 1}}\n{\"name\": \"g\", \"arguments\": {\"y\":2}}");
+  EXPECT_EQ(messages[2].role, "tool");
+  EXPECT_THAT(ParseDataset("d.jsonl", R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})", {}),
+              StatusIs(kInvalid, HasSubstr("part of type \"image_url\"")));
+  const std::string deep = absl::StrCat(std::string(100000, '['), std::string(100000, ']'));
+  EXPECT_THAT(
+      ParseDataset("d.jsonl",
+                   absl::StrCat(R"({"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f",)",
+                                R"( "arguments": )", deep, "}}]}]}"),
+                   {}),
+      StatusIs(kInvalid, HasSubstr("nested deeper")));
+}
+
+TEST(DatasetTest, RolesOfShareGptGetTheirUsualNames) {
+  const auto data = ParseDataset(
+      "d.jsonl",
+      R"({"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"},)"
+      R"({"from": "function_call", "value": "c"}, {"from": "observation", "value": "o"}, {"from": "gpt", "value": "a"}]})",
+      {});
+  QST_ASSERT_OK(data);
+  std::vector<std::string> roles;
+  for (const ChatMessage& message : data->examples[0].messages) roles.push_back(message.role);
+  EXPECT_THAT(roles, ElementsAre("system", "user", "function_call", "tool", "assistant"));
+}
+
 TEST(DataFormatTest, NamesAreTheDocumentedOnes) {
   EXPECT_EQ(*ParseDataFormat("auto"), DataFormat::kAuto);
   EXPECT_EQ(*ParseDataFormat("csv"), DataFormat::kCsv);
@@ -232,12 +339,69 @@ TEST_P(SharedDatasetTest, IsReadWithAllRows) {
 
 INSTANTIATE_TEST_SUITE_P(Shared, SharedDatasetTest,
                          testing::Values(SharedFile{"glue/sst2/dev.tsv", DataKind::kClassification, 872},
+                                         SharedFile{"glue/sst2/train.tsv", DataKind::kClassification, 67349},
                                          SharedFile{"glue/cola/dev.tsv", DataKind::kClassification, 1043},
+                                         SharedFile{"glue/cola/train.tsv", DataKind::kClassification, 8551},
                                          SharedFile{"glue/mrpc/dev.tsv", DataKind::kClassification, 408},
+                                         SharedFile{"glue/mrpc/train.tsv", DataKind::kClassification, 3668},
                                          SharedFile{"glue/qnli/dev.tsv", DataKind::kClassification, 5463},
+                                         SharedFile{"glue/qnli/train.tsv", DataKind::kClassification, 9999},
+                                         SharedFile{"glue/mnli/dev.tsv", DataKind::kClassification, 1000},
+                                         SharedFile{"glue/mnli/train.tsv", DataKind::kClassification, 8999},
+                                         SharedFile{"glue/qqp/dev.tsv", DataKind::kClassification, 1000},
+                                         SharedFile{"glue/qqp/train.tsv", DataKind::kClassification, 8999},
                                          SharedFile{"instruct/alpaca_5k.jsonl", DataKind::kInstruction, 5000},
                                          SharedFile{"chat/oasst1_threads.jsonl", DataKind::kChat, 801},
+                                         SharedFile{"chat/oasst1_trees_en.jsonl", DataKind::kChat, 541},
                                          SharedFile{"chat/glaive_toolcall_sharegpt.jsonl", DataKind::kChat, 300}));
+
+// Questions without a header line: read by number, and without that refused with advice.
+TEST(SharedDataTest, MmluIsReadByColumnNumbers) {
+  const std::pair<const char*, size_t> files[] = {
+      {"dev/abstract_algebra", 5},
+      {"dev/anatomy", 5},
+      {"dev/astronomy", 5},
+      {"dev/college_computer_science", 5},
+      {"dev/computer_security", 5},
+      {"dev/high_school_us_history", 5},
+      {"dev/international_law", 5},
+      {"dev/machine_learning", 5},
+      {"dev/philosophy", 5},
+      {"dev/world_religions", 5},
+      {"test/abstract_algebra", 100},
+      {"test/anatomy", 135},
+      {"test/astronomy", 152},
+      {"test/college_computer_science", 100},
+      {"test/computer_security", 100},
+      {"test/high_school_us_history", 204},
+      {"test/international_law", 121},
+      {"test/machine_learning", 112},
+      {"test/philosophy", 311},
+      {"test/world_religions", 171},
+  };
+  DatasetOptions options;
+  options.columns.text = "1";
+  options.columns.label = "6";
+  for (const auto& [name, rows] : files) {
+    const std::string split(name, std::string(name).find('/'));
+    const auto path = SharedDataPath(absl::StrCat("mmlu/", name, "_", split, ".csv"));
+    if (!path.has_value()) GTEST_SKIP() << "no shared data: mmlu";
+    const auto data = ReadDataset(*path, options);
+    QST_ASSERT_OK(data);
+    EXPECT_EQ(data->examples.size(), rows) << name;
+    EXPECT_THAT(LabelSet::Collect(*data)->labels(), testing::IsSubsetOf({"A", "B", "C", "D"})) << name;
+    EXPECT_THAT(ReadDataset(*path, {}), StatusIs(kInvalid, HasSubstr("if the file has no header line"))) << name;
+  }
+}
+
+// Lists of questions, whose columns have names of their own.
+TEST(SharedDataTest, MtBenchNeedsItsColumnsNamed) {
+  for (const char* name : {"mt_bench_question", "mt_bench_reference_gpt-4"}) {
+    const auto path = SharedDataPath(absl::StrCat("instruct/", name, ".jsonl"));
+    if (!path.has_value()) GTEST_SKIP() << "no shared data: instruct";
+    EXPECT_THAT(ReadDataset(*path, {}), StatusIs(kInvalid, HasSubstr("name them in data.columns"))) << name;
+  }
+}
 
 }  // namespace
 }  // namespace qst

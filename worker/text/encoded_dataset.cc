@@ -33,14 +33,16 @@ void Summarise(EncodedDataset* encoded) {
   }
   if (lengths.empty()) return;
   std::sort(lengths.begin(), lengths.end());
-  // The smallest length that so many percent of the examples do not exceed.
-  auto percentile = [&](size_t percent) { return lengths[(lengths.size() * percent + 99) / 100 - 1]; };
-  stats.tokens_p50 = percentile(50);
-  stats.tokens_p95 = percentile(95);
+  stats.tokens_p50 = Percentile(lengths, 50);
+  stats.tokens_p95 = Percentile(lengths, 95);
   stats.tokens_max = lengths.back();
 }
 
 }  // namespace
+
+int64_t Percentile(const std::vector<int64_t>& sorted, size_t percent) {
+  return sorted[(sorted.size() * percent + 99) / 100 - 1];
+}
 
 std::vector<int64_t> EncodedDataset::Lengths() const {
   std::vector<int64_t> lengths;
@@ -49,10 +51,23 @@ std::vector<int64_t> EncodedDataset::Lengths() const {
   return lengths;
 }
 
+absl::StatusOr<std::vector<int32_t>> EncodeTextRow(const Dataset& dataset, const Example& row,
+                                                   const Tokenizer& tokenizer) {
+  const std::string joined = row.text_pair.has_value() ? absl::StrCat(row.text, "\n", *row.text_pair) : row.text;
+  absl::StatusOr<std::vector<int32_t>> ids = tokenizer.Encode(joined, /*add_special=*/false);
+  if (!ids.ok()) return Annotate(ids.status(), Where(dataset, row));
+  std::vector<int32_t> tokens;
+  if (tokenizer.adds_bos()) tokens.push_back(*tokenizer.bos_id());
+  tokens.insert(tokens.end(), ids->begin(), ids->end());
+  if (tokens.empty()) tokens.push_back(tokenizer.eos_id().value_or(tokenizer.bos_id().value_or(0)));
+  return tokens;
+}
+
 absl::StatusOr<EncodedDataset> EncodeClassification(const Dataset& dataset, const Tokenizer& tokenizer,
                                                     const LabelSet* labels, int64_t max_length) {
   QST_RETURN_IF_ERROR(CheckMaxLength(max_length));
-  if (dataset.kind != DataKind::kClassification) {
+  const bool is_regression = dataset.kind == DataKind::kRegression && labels == nullptr;
+  if (dataset.kind != DataKind::kClassification && !is_regression) {
     return absl::InvalidArgumentError(
         absl::StrCat(dataset.name, ": ", DataKindName(dataset.kind), " data cannot train a classifier"));
   }
@@ -66,14 +81,7 @@ absl::StatusOr<EncodedDataset> EncodeClassification(const Dataset& dataset, cons
   for (const Example& row : dataset.examples) {
     EncodedExample example;
     example.line = row.line;
-    const std::string joined = row.text_pair.has_value() ? absl::StrCat(row.text, "\n", *row.text_pair) : row.text;
-    absl::StatusOr<std::vector<int32_t>> ids = tokenizer.Encode(joined, /*add_special=*/false);
-    if (!ids.ok()) return Annotate(ids.status(), Where(dataset, row));
-    if (tokenizer.adds_bos()) example.tokens.push_back(*tokenizer.bos_id());
-    example.tokens.insert(example.tokens.end(), ids->begin(), ids->end());
-    if (example.tokens.empty()) {
-      example.tokens.push_back(tokenizer.eos_id().value_or(tokenizer.bos_id().value_or(0)));
-    }
+    QST_ASSIGN_OR_RETURN(example.tokens, EncodeTextRow(dataset, row, tokenizer));
     if (static_cast<int64_t>(example.tokens.size()) > max_length) {
       example.tokens.resize(static_cast<size_t>(max_length));
       ++encoded.stats.truncated;
@@ -90,6 +98,16 @@ absl::StatusOr<EncodedDataset> EncodeClassification(const Dataset& dataset, cons
   return encoded;
 }
 
+absl::StatusOr<EncodedPrompt> EncodePromptRow(const Dataset& dataset, const Example& row, const Tokenizer& tokenizer,
+                                              const LanguageModelEncoding& options) {
+  absl::StatusOr<EncodedPrompt> prompt = EncodeSegments(RenderExample(options.format, dataset.kind, row), tokenizer);
+  if (!prompt.ok()) return Annotate(prompt.status(), Where(dataset, row));
+  if (options.train_on_prompt && !prompt->target_mask.empty()) {
+    std::fill(prompt->target_mask.begin() + 1, prompt->target_mask.end(), uint8_t{1});
+  }
+  return prompt;
+}
+
 absl::StatusOr<EncodedDataset> EncodeLanguageModel(const Dataset& dataset, const Tokenizer& tokenizer,
                                                    const LanguageModelEncoding& options) {
   QST_RETURN_IF_ERROR(CheckMaxLength(options.max_length));
@@ -97,15 +115,11 @@ absl::StatusOr<EncodedDataset> EncodeLanguageModel(const Dataset& dataset, const
   encoded.stats.rows = static_cast<int64_t>(dataset.examples.size());
   encoded.examples.reserve(dataset.examples.size());
   for (const Example& row : dataset.examples) {
-    absl::StatusOr<EncodedPrompt> prompt = EncodeSegments(RenderExample(options.format, dataset.kind, row), tokenizer);
-    if (!prompt.ok()) return Annotate(prompt.status(), Where(dataset, row));
+    QST_ASSIGN_OR_RETURN(EncodedPrompt prompt, EncodePromptRow(dataset, row, tokenizer, options));
     EncodedExample example;
     example.line = row.line;
-    example.tokens = std::move(prompt->tokens);
-    example.target_mask = std::move(prompt->target_mask);
-    if (options.train_on_prompt && !example.target_mask.empty()) {
-      std::fill(example.target_mask.begin() + 1, example.target_mask.end(), uint8_t{1});
-    }
+    example.tokens = std::move(prompt.tokens);
+    example.target_mask = std::move(prompt.target_mask);
     const bool is_long = static_cast<int64_t>(example.tokens.size()) > options.max_length;
     if (is_long) {
       example.tokens.resize(static_cast<size_t>(options.max_length));

@@ -17,7 +17,7 @@ namespace qst {
 struct EncodedExample {
   std::vector<int32_t> tokens;  // at least one
   // Language modelling: 1 where predicting this token from those before it bears loss; the first is 0.
-  // Classification: empty.
+  // Classification and regression: empty.
   std::vector<uint8_t> target_mask;
   int32_t label = -1;  // class, -1: none
   float value = 0;     // the label as a number, where it is one
@@ -37,6 +37,9 @@ struct EncodingStats {
   std::vector<std::pair<std::string, int64_t>> label_counts;  // in the order of the classes
 };
 
+// The smallest of the sorted values (at least one) that so many percent of them do not exceed.
+int64_t Percentile(const std::vector<int64_t>& sorted, size_t percent);
+
 struct EncodedDataset {
   std::vector<EncodedExample> examples;
   EncodingStats stats;
@@ -45,9 +48,14 @@ struct EncodedDataset {
   std::vector<int64_t> Lengths() const;
 };
 
-// Texts for a classifier that reads the last token: BOS only if the tokenizer adds it, the text, and where
-// there is a pair, a line break and the second text; no EOS. Longer ones lose tokens at their end. An
-// empty text becomes EOS (or BOS) alone. `labels` may be null, for rows to be predicted.
+// The tokens of one row for a classifier or regressor that reads the last one: BOS only if the tokenizer adds it, the
+// text, and where there is a pair, a line break and the second text; no EOS. An empty text becomes EOS (or BOS) alone.
+// Errors  kResourceExhausted: see Tokenizer::Encode; the row is named.
+absl::StatusOr<std::vector<int32_t>> EncodeTextRow(const Dataset& dataset, const Example& row,
+                                                   const Tokenizer& tokenizer);
+
+// Data of kind kClassification or kRegression by EncodeTextRow. Longer ones lose tokens at their end. `labels` may be
+// null: for regression, and for rows to be predicted.
 // Errors  kInvalidArgument: a label outside the set (the row is named), another kind of data, max_length
 //         below 2. kResourceExhausted: see Tokenizer::Encode.
 absl::StatusOr<EncodedDataset> EncodeClassification(const Dataset& dataset, const Tokenizer& tokenizer,
@@ -59,7 +67,12 @@ struct LanguageModelEncoding {
   bool train_on_prompt = false;
 };
 
-// Prompts with answers, tokenized by EncodeSegments. Longer ones are cut at max_length; rows of which no
+// One row of a language model's data by EncodeSegments, whole.
+// Errors  kResourceExhausted: see Tokenizer::Encode; the row is named.
+absl::StatusOr<EncodedPrompt> EncodePromptRow(const Dataset& dataset, const Example& row, const Tokenizer& tokenizer,
+                                              const LanguageModelEncoding& options);
+
+// Prompts with answers, tokenized by EncodePromptRow. Longer ones are cut at max_length; rows of which no
 // target is left are dropped and counted.
 // Errors  kInvalidArgument: no row has a target, max_length below 2. kResourceExhausted: see
 //         Tokenizer::Encode.

@@ -35,6 +35,21 @@ std::unique_ptr<Tokenizer> Letters(bool add_bos) {
 
 Dataset Parse(const std::string& bytes) { return ParseDataset("d.jsonl", bytes, {}).value(); }
 
+TEST(EncodeClassificationTest, NumbersOfARegressionAreKeptWithTheirTexts) {
+  const Dataset data = Parse("{\"text\": \"ab\", \"label\": 2.5}\n{\"text\": \"a\", \"label\": -1}");
+  ASSERT_EQ(data.kind, DataKind::kRegression);
+  const auto encoded = EncodeClassification(data, *Letters(true), nullptr, 5);
+  QST_ASSERT_OK(encoded);
+  EXPECT_THAT(encoded->examples[0].tokens, ElementsAre(0, 10, 11));
+  EXPECT_EQ(encoded->examples[0].value, 2.5f);
+  EXPECT_EQ(encoded->examples[0].label, -1);
+  EXPECT_EQ(encoded->examples[1].value, -1.0f);
+  const auto labels = LabelSet::FromList({"2.5", "-1"});
+  QST_ASSERT_OK(labels);
+  EXPECT_THAT(EncodeClassification(data, *Letters(true), &*labels, 5),
+              StatusIs(kInvalid, HasSubstr("regression data")));
+}
+
 TEST(EncodeClassificationTest, TextsAreCutAtTheRightAndCounted) {
   const Dataset data = Parse(
       "{\"text\": \"abc\", \"label\": \"y\"}\n{\"text\": \"abcdef\", \"label\": \"x\"}\n{\"text\": \"\", \"label\": "

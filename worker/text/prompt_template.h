@@ -7,37 +7,11 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
 #include "worker/text/dataset.h"
+#include "worker/text/prompt_format.h"
 #include "worker/text/tokenizer.h"
 
 namespace qst {
-
-enum class PromptTemplate {
-  // The texts of Stanford Alpaca, with and without input; the prompt ends in "### Response:".
-  kAlpaca,
-  // <|im_start|>ROLE, text, <|im_end|>; the end marker is learned.
-  kChatml,
-  // [INST] and [/INST] around the user's text, <<SYS>> around the system's, BOS and EOS around each turn.
-  kLlama2,
-  // Nothing: instruction, input and output with one line break between; prompt and completion with none.
-  kPlain,
-};
-
-struct PromptFormat {
-  PromptTemplate name = PromptTemplate::kAlpaca;
-  // What the system says in a conversation (or to an instruction) that has no system message; empty:
-  // nothing. kChatml and kLlama2 only.
-  std::string default_system;
-};
-
-absl::string_view PromptTemplateName(PromptTemplate name);
-
-// `name` is "auto" (or empty), "alpaca", "chatml", "llama2" or "plain". Auto takes the model's own by the
-// markers in its chat template, with the system message that it has built in; alpaca if none is known; and
-// plain for data of kind kCompletion and kText, which are rendered already.
-// Errors  kInvalidArgument: another name; the known ones are listed.
-absl::StatusOr<PromptFormat> ChoosePromptFormat(absl::string_view name, absl::string_view chat_template, DataKind kind);
 
 struct PromptSegment {
   std::string text;
@@ -46,15 +20,17 @@ struct PromptSegment {
   bool ends_turn = false;    // EOS goes after it, and bears loss as the text does
 };
 
-// The segments of one example of any kind but kClassification. Answers bear loss with what ends them;
-// everything else does not; in plain text (kText) all does.
+// The segments of one example of any kind but those for classifiers. Answers, each of a conversation's, bear loss with
+// what ends them; everything else does not; in plain text (kText) all does. Turns of "function_call" are answers; those
+// of other roles than system, user and assistant keep their role's name where the template writes names, else they are
+// the user's.
 std::vector<PromptSegment> RenderExample(const PromptFormat& format, DataKind kind, const Example& example);
 
 // What stands before the answer that is to be generated.
 std::vector<PromptSegment> RenderPrompt(const PromptFormat& format, const std::vector<ChatMessage>& messages);
 
 // Text whose token ends an answer, besides EOS; empty if there is none.
-absl::string_view PromptEndMarker(PromptTemplate name);
+std::string PromptEndMarker(const PromptFormat& format);
 
 struct EncodedPrompt {
   std::vector<int32_t> tokens;

@@ -28,7 +28,11 @@ std::string Show(const std::vector<PromptSegment>& segments) {
   return shown;
 }
 
-PromptFormat Format(PromptTemplate name, std::string system = "") { return {name, std::move(system)}; }
+PromptFormat Format(PromptTemplate name, std::string system = "") {
+  PromptFormat format = MakePromptFormat(name);
+  if (!system.empty()) format.default_system = std::move(system);
+  return format;
+}
 
 Example Instruction(const std::string& instruction, const std::string& input, const std::string& output) {
   Example example;
@@ -71,7 +75,9 @@ TEST(PromptTemplateTest, ChatmlLearnsAnswersWithTheirEndMarker) {
             "<|im_start|>tool\nt<|im_end|>\n<|im_start|>assistant\n{b<|im_end|>}\n");
   EXPECT_EQ(Show(RenderPrompt(chatml, {{"system", "s"}, {"user", "q"}})),
             "^<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n");
-  EXPECT_EQ(PromptEndMarker(PromptTemplate::kChatml), "<|im_end|>");
+  EXPECT_EQ(PromptEndMarker(chatml), "<|im_end|>");
+  EXPECT_EQ(PromptEndMarker(Format(PromptTemplate::kLlama3)), "<|eot_id|>");
+  EXPECT_EQ(PromptEndMarker(Format(PromptTemplate::kVicuna)), "");
 }
 
 TEST(PromptTemplateTest, Llama2WrapsEachTurn) {
@@ -81,6 +87,51 @@ TEST(PromptTemplateTest, Llama2WrapsEachTurn) {
                 Chat({{"system", "s"}, {"user", "q"}, {"assistant", "a"}, {"user", "r"}, {"assistant", "b"}}))),
             "^[INST] <<SYS>>\ns\n<</SYS>>\n\nq [/INST]{ a $}^[INST] r [/INST]{ b $}");
   EXPECT_EQ(Show(RenderPrompt(llama2, {{"user", "q"}})), "^[INST] q [/INST]");
+}
+
+TEST(PromptTemplateTest, EveryAssistantTurnIsLearnedWithWhatEndsIt) {
+  const Example chat =
+      Chat({{"system", "s"}, {"user", "q"}, {"assistant", "a"}, {"user", "r"}, {"function_call", "b"}, {"tool", "t"}});
+  const std::pair<PromptTemplate, const char*> cases[] = {
+      {PromptTemplate::kLlama3,
+       "^<|start_header_id|>system<|end_header_id|>\n\ns<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nq<|eot_"
+       "id|>"
+       "<|start_header_id|>assistant<|end_header_id|>\n\n{a<|eot_id|>}<|start_header_id|>user<|end_header_id|>\n\n"
+       "r<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n{b<|eot_id|>}"
+       "<|start_header_id|>tool<|end_header_id|>\n\nt<|eot_id|>"},
+      {PromptTemplate::kMistral, "^[INST] s\n\nq [/INST]{a$}[INST] r [/INST]{b$}[INST] t [/INST]"},
+      {PromptTemplate::kVicuna, "^s USER: q ASSISTANT:{ a$}USER: r ASSISTANT:{ b$}USER: t "},
+      {PromptTemplate::kGuanaco, "^s\n### Human: q### Assistant:{ a$}### Human: r### Assistant:{ b$}### Human: t"},
+      {PromptTemplate::kZephyr,
+       "^<|system|>\ns$\n<|user|>\nq$\n<|assistant|>\n{a$}\n<|user|>\nr$\n<|assistant|>\n{b$}\n<|tool|>\nt$\n"},
+  };
+  for (const auto& [name, expected] : cases) {
+    EXPECT_EQ(Show(RenderExample(Format(name), DataKind::kChat, chat)), expected) << PromptTemplateName(name);
+  }
+}
+
+TEST(PromptTemplateTest, PromptsEndWhereTheAnswerBegins) {
+  const std::vector<ChatMessage> question = {{"user", "q"}};
+  EXPECT_EQ(Show(RenderPrompt(Format(PromptTemplate::kGuanaco), question)), "^### Human: q### Assistant:");
+  EXPECT_EQ(Show(RenderPrompt(Format(PromptTemplate::kZephyr), question)), "^<|user|>\nq$\n<|assistant|>\n");
+  EXPECT_EQ(Show(RenderPrompt(Format(PromptTemplate::kMistral), question)), "^[INST] q [/INST]");
+  EXPECT_EQ(Show(RenderPrompt(Format(PromptTemplate::kVicuna, "s"), question)), "^s USER: q ASSISTANT:");
+}
+
+TEST(PromptTemplateTest, CustomTemplateIsWhatItsFieldsSay) {
+  PromptFormat custom = Format(PromptTemplate::kCustom, "be kind");
+  custom.texts = {"<sys>", "</sys>", "<u>", "</u>", "<a> ", "</a>", false};
+  EXPECT_EQ(Show(RenderExample(custom, DataKind::kInstruction, Instruction("Add.", "1 2", "3"))),
+            "^<sys>be kind</sys><u>Add.\n\n1 2</u><a>{ 3</a>}");
+  EXPECT_EQ(Show(RenderExample(custom, DataKind::kCompletion, Instruction("p", "", "c"))),
+            "^<sys>be kind</sys><u>p</u><a>{ c</a>}");
+  EXPECT_EQ(Show(RenderExample(custom, DataKind::kChat, Chat({{"system", "s"}, {"user", "q"}, {"assistant", "a"}}))),
+            "^<sys>s</sys><u>q</u><a>{ a</a>}");
+  EXPECT_EQ(PromptEndMarker(custom), "</a>");
+  custom.default_system.clear();
+  custom.texts = {};
+  EXPECT_EQ(Show(RenderExample(custom, DataKind::kChat, Chat({{"assistant", "a"}}))), "^{a$}")
+      << "BOS is not learned, even if nothing stands before the answer";
 }
 
 TEST(PromptTemplateTest, PlainAddsLineBreaksToInstructionsOnly) {
@@ -95,7 +146,9 @@ TEST(PromptTemplateTest, PlainAddsLineBreaksToInstructionsOnly) {
 }
 
 TEST(PromptTemplateTest, ConversationThatEndsWithAQuestionHasNoAnswerToLearnThere) {
-  for (const PromptTemplate name : {PromptTemplate::kAlpaca, PromptTemplate::kChatml, PromptTemplate::kLlama2}) {
+  for (const PromptTemplate name :
+       {PromptTemplate::kAlpaca, PromptTemplate::kChatml, PromptTemplate::kLlama2, PromptTemplate::kLlama3,
+        PromptTemplate::kMistral, PromptTemplate::kGuanaco, PromptTemplate::kZephyr}) {
     int learned = 0;
     for (const PromptSegment& segment :
          RenderExample(Format(name), DataKind::kChat, Chat({{"user", "q"}, {"assistant", "a"}, {"user", "r"}}))) {
@@ -120,13 +173,51 @@ TEST(ChoosePromptFormatTest, AutoFollowsTheModelsOwnTemplate) {
   format = ChoosePromptFormat("", "{{'<|im_start|>system\n' + system + '<|im_end|>'}}", DataKind::kChat);
   QST_ASSERT_OK(format);
   EXPECT_EQ(format->default_system, "") << "not literal text";
-  EXPECT_EQ(ChoosePromptFormat("auto", "[INST] {{ x }}", DataKind::kChat)->name, PromptTemplate::kLlama2);
-  EXPECT_EQ(ChoosePromptFormat("auto", "", DataKind::kChat)->name, PromptTemplate::kAlpaca);
+  format = ChoosePromptFormat("", "'<|im_start|>system\\n' + x + '<|im_start|>system\\nBe brief<|im_end|>'",
+                              DataKind::kChat);
+  QST_ASSERT_OK(format);
+  EXPECT_EQ(format->default_system, "Be brief") << "the first that is literal";
+  EXPECT_EQ(ChoosePromptFormat("auto", "[INST] <<SYS>> {{ x }}", DataKind::kChat)->name, PromptTemplate::kLlama2);
+  EXPECT_EQ(ChoosePromptFormat("auto", "[INST] {{ x }}", DataKind::kChat)->name, PromptTemplate::kMistral);
+  EXPECT_EQ(ChoosePromptFormat("auto", "### Human: ### Assistant:", DataKind::kChat)->name, PromptTemplate::kGuanaco);
+  EXPECT_EQ(DescribePromptFormat(*ChoosePromptFormat("auto", "", DataKind::kChat)),
+            "alpaca (the model has no chat template)");
+  EXPECT_EQ(DescribePromptFormat(*ChoosePromptFormat("auto", "<start_of_turn>", DataKind::kChat)),
+            "alpaca (the model's chat template is not known)");
+  EXPECT_EQ(DescribePromptFormat(*ChoosePromptFormat("auto", "", DataKind::kCompletion)),
+            "plain (completion data are rendered already)");
+  // Phi-3's, whose markers are like Zephyr's.
+  EXPECT_EQ(ChoosePromptFormat("auto", "<|user|> <|end|> <|assistant|> eos_token", DataKind::kChat)->name,
+            PromptTemplate::kAlpaca);
   EXPECT_EQ(ChoosePromptFormat("auto", chatml, DataKind::kCompletion)->name, PromptTemplate::kPlain);
   EXPECT_EQ(ChoosePromptFormat("chatml", "", DataKind::kCompletion)->name, PromptTemplate::kChatml);
   EXPECT_EQ(ChoosePromptFormat("plain", chatml, DataKind::kChat)->name, PromptTemplate::kPlain);
-  EXPECT_THAT(ChoosePromptFormat("vicuna", "", DataKind::kChat),
-              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("alpaca, chatml, llama2, plain")));
+  EXPECT_THAT(ChoosePromptFormat("alpca", "", DataKind::kChat),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("alpaca, chatml, llama2, llama3, mistral")));
+}
+
+TEST(ChoosePromptFormatTest, CustomTextsWinOverTheModelsOwn) {
+  const TurnTexts texts = {"", "", "Q: ", "\n", "A: ", "\n", false};
+  for (const DataKind kind : {DataKind::kChat, DataKind::kCompletion}) {
+    for (const char* name : {"", "auto", "custom"}) {
+      const auto format = ChoosePromptFormat(name, "<|im_start|>", kind, &texts, "s");
+      QST_ASSERT_OK(format);
+      EXPECT_EQ(format->name, PromptTemplate::kCustom);
+      EXPECT_EQ(format->texts.user_prefix, "Q: ");
+      EXPECT_EQ(format->default_system, "s");
+    }
+  }
+  EXPECT_THAT(ChoosePromptFormat("custom", "", DataKind::kChat),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("data.custom_template")));
+}
+
+TEST(ChoosePromptFormatTest, BosIsWrittenOnlyIfTheModelsTemplateNamesIt) {
+  EXPECT_FALSE(ChoosePromptFormat("auto", "<|im_start|>", DataKind::kChat)->has_bos);
+  EXPECT_TRUE(ChoosePromptFormat("auto", "bos_token <|im_start|>", DataKind::kChat)->has_bos);
+  EXPECT_TRUE(ChoosePromptFormat("chatml", "", DataKind::kChat)->has_bos) << "there is no template that says anything";
+  PromptFormat format = Format(PromptTemplate::kChatml);
+  format.has_bos = false;
+  EXPECT_EQ(Show(RenderExample(format, DataKind::kChat, Chat({{"user", "q"}})))[0], '<');
 }
 
 // The text of a conversation is what the model's own template makes of it: compared with the library's

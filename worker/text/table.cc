@@ -21,6 +21,9 @@ using nlohmann::json;
 // Keeps rows that each have a name of their own from making a table of rows x rows.
 constexpr size_t kMaxColumns = 1000;
 
+constexpr char kHeaderlessAdvice[] =
+    "if the file has no header line, name its columns by number in data.columns (text: \"1\", label: \"2\")";
+
 absl::Status At(absl::string_view name, absl::string_view row_word, int64_t line, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat(name, " ", row_word, " ", line, ": ", what));
 }
@@ -60,16 +63,22 @@ class ObjectRows {
 // Adds rows that are lists of fields, the first of them the header.
 class FieldRows {
  public:
-  FieldRows(absl::string_view name, Table* table) : name_(name), table_(table) {}
+  FieldRows(absl::string_view name, bool has_header, Table* table)
+      : name_(name), has_header_(has_header), table_(table) {}
 
   absl::Status Add(int64_t line, std::vector<std::string> fields) {
     for (const std::string& field : fields) {
       if (!IsValidUtf8(field)) return At(name_, "line", line, "not valid UTF-8; convert the file to UTF-8");
     }
-    if (table_->columns.empty()) return SetHeader(line, std::move(fields));
+    if (table_->columns.empty()) {
+      if (has_header_) return SetHeader(line, std::move(fields));
+      QST_RETURN_IF_ERROR(CheckCount(line, fields.size()));
+      for (size_t i = 1; i <= fields.size(); ++i) table_->columns.push_back(absl::StrCat(i));
+    }
     if (fields.size() != table_->columns.size()) {
       return At(name_, "line", line,
-                absl::StrCat(fields.size(), " fields, but the header has ", table_->columns.size()));
+                absl::StrCat(fields.size(), " fields, but the ", has_header_ ? "header" : "first line", " has ",
+                             table_->columns.size()));
     }
     Table::Row row;
     row.line = line;
@@ -79,13 +88,16 @@ class FieldRows {
   }
 
  private:
+  absl::Status CheckCount(int64_t line, size_t num_fields) const {
+    if (num_fields <= kMaxColumns) return absl::OkStatus();
+    return At(name_, "line", line, absl::StrCat("more than ", kMaxColumns, " columns"));
+  }
+
   absl::Status SetHeader(int64_t line, std::vector<std::string> fields) {
-    if (fields.size() > kMaxColumns) {
-      return At(name_, "line", line, absl::StrCat("the header has more than ", kMaxColumns, " columns"));
-    }
+    QST_RETURN_IF_ERROR(CheckCount(line, fields.size()));
     for (size_t i = 0; i < fields.size(); ++i) {
       if (std::find(fields.begin(), fields.begin() + i, fields[i]) != fields.begin() + i) {
-        return At(name_, "line", line, absl::StrCat("the header has \"", fields[i], "\" twice"));
+        return At(name_, "line", line, absl::StrCat("the header has \"", fields[i], "\" twice; ", kHeaderlessAdvice));
       }
     }
     table_->columns = std::move(fields);
@@ -93,6 +105,7 @@ class FieldRows {
   }
 
   absl::string_view name_;
+  const bool has_header_;
   Table* table_;
 };
 
@@ -192,23 +205,33 @@ absl::StatusOr<Table> ParseJsonlTable(absl::string_view name, absl::string_view 
 }
 
 absl::StatusOr<Table> ParseJsonTable(absl::string_view name, absl::string_view bytes) {
-  absl::StatusOr<json> root = ParseJson(bytes);
-  if (!root.ok()) return Annotate(root.status(), name);
-  if (!root->is_array()) {
+  bytes = SkipByteOrderMark(bytes);
+  json root;
+  try {
+    root = json::parse(bytes.begin(), bytes.end());
+  } catch (const json::parse_error& error) {
+    // The byte counts from 1 and may be one past the end.
+    const size_t before = std::min(bytes.size(), error.byte == 0 ? 0 : error.byte - 1);
+    const int64_t line = 1 + std::count(bytes.begin(), bytes.begin() + before, '\n');
+    return At(name, "line", line, absl::StrCat("not JSON: mistake at byte ", error.byte, " of the file"));
+  } catch (const json::exception& error) {
+    return absl::InvalidArgumentError(absl::StrCat(name, ": not JSON: ", error.what()));
+  }
+  if (!root.is_array()) {
     return absl::InvalidArgumentError(
-        absl::StrCat(name, ": not a JSON array but ", root->type_name(), "; a file with one object a line is jsonl"));
+        absl::StrCat(name, ": not a JSON array but ", root.type_name(), "; a file with one object a line is jsonl"));
   }
   Table table;
   table.row_word = "element";
   ObjectRows rows(name, &table);
   int64_t number = 0;
-  for (json& element : *root) QST_RETURN_IF_ERROR(rows.Add(++number, std::move(element)));
+  for (json& element : root) QST_RETURN_IF_ERROR(rows.Add(++number, std::move(element)));
   return table;
 }
 
-absl::StatusOr<Table> ParseTsvTable(absl::string_view name, absl::string_view bytes) {
+absl::StatusOr<Table> ParseTsvTable(absl::string_view name, absl::string_view bytes, bool has_header) {
   Table table;
-  FieldRows rows(name, &table);
+  FieldRows rows(name, has_header, &table);
   QST_RETURN_IF_ERROR(ForEachLine(SkipByteOrderMark(bytes), [&](int64_t number, absl::string_view line) {
     if (line.empty()) return absl::OkStatus();
     std::vector<std::string> fields;
@@ -223,9 +246,24 @@ absl::StatusOr<Table> ParseTsvTable(absl::string_view name, absl::string_view by
   return table;
 }
 
-absl::StatusOr<Table> ParseCsvTable(absl::string_view name, absl::string_view bytes) {
+absl::StatusOr<Table> ParseTextTable(absl::string_view name, absl::string_view bytes) {
   Table table;
-  FieldRows rows(name, &table);
+  table.columns = {"text"};
+  QST_RETURN_IF_ERROR(ForEachLine(SkipByteOrderMark(bytes), [&](int64_t number, absl::string_view line) {
+    if (absl::StripAsciiWhitespace(line).empty()) return absl::OkStatus();
+    if (!IsValidUtf8(line)) return At(name, "line", number, "not valid UTF-8; convert the file to UTF-8");
+    Table::Row row;
+    row.line = number;
+    row.values.emplace_back(std::string(line));
+    table.rows.push_back(std::move(row));
+    return absl::OkStatus();
+  }));
+  return table;
+}
+
+absl::StatusOr<Table> ParseCsvTable(absl::string_view name, absl::string_view bytes, bool has_header) {
+  Table table;
+  FieldRows rows(name, has_header, &table);
   CsvReader reader(name, SkipByteOrderMark(bytes));
   while (!reader.AtEnd()) {
     const int64_t line = reader.line();

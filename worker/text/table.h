@@ -27,8 +27,11 @@ struct Table {
 // Errors of all: kInvalidArgument, beginning with "NAME line N: ". A byte-order mark is skipped.
 absl::StatusOr<Table> ParseJsonlTable(absl::string_view name, absl::string_view bytes);
 absl::StatusOr<Table> ParseJsonTable(absl::string_view name, absl::string_view bytes);
-absl::StatusOr<Table> ParseTsvTable(absl::string_view name, absl::string_view bytes);
-absl::StatusOr<Table> ParseCsvTable(absl::string_view name, absl::string_view bytes);
+// Without `has_header` the columns are called "1", "2", ...
+absl::StatusOr<Table> ParseTsvTable(absl::string_view name, absl::string_view bytes, bool has_header = true);
+absl::StatusOr<Table> ParseCsvTable(absl::string_view name, absl::string_view bytes, bool has_header = true);
+// One column, "text".
+absl::StatusOr<Table> ParseTextTable(absl::string_view name, absl::string_view bytes);
 
 // Without a byte-order mark at the beginning.
 absl::string_view SkipByteOrderMark(absl::string_view bytes);
