@@ -213,7 +213,7 @@ class Cli {
 std::vector<Command> AllCommands() {
   std::vector<Command> all;
   for (auto* group : {&ClusterCommands, &ModelCommands, &DatasetCommands, &SubmitCommands, &JobCommands, &PullCommands,
-                      &GenerateCommands}) {
+                      &GenerateCommands, &TokenizeCommands}) {
     std::vector<Command> commands = group();
     std::move(commands.begin(), commands.end(), std::back_inserter(all));
   }

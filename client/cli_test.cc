@@ -103,7 +103,7 @@ TEST_F(CliTest, WrongUsageExitsWithTwoAndSuggests) {
       {{}, "qst: no command"},
       {{"sumbit"}, "qst: unknown command 'sumbit'; did you mean 'submit'?"},
       {{"model", "improt", "x"}, "did you mean 'import'?"},
-      {{"model"}, "'model' needs one of import, list, show, rm"},
+      {{"model"}, "'model' needs one of import, list, show, export, rm"},
       {{"frobnicate"}, "unknown command 'frobnicate'; `qst --help`"},
       {{"jobs", "--jsn"}, "qst jobs: unknown flag --jsn; did you mean '--json'?"},
       {{"--tiemout=3", "jobs"}, "unknown flag --tiemout; did you mean '--timeout'?"},
@@ -119,6 +119,13 @@ TEST_F(CliTest, WrongUsageExitsWithTwoAndSuggests) {
       {{"generate", "--model=m", "--prompt=\xff"}, "not text in UTF-8"},
       {{"model", "import", "/etc", "--quantization=int4"}, "--quantization: 'int4' is none of nf4, fp4, none"},
       {{"jobs", "--timeout=0"}, "--timeout: more than 0"},
+      {{"tokenize", "text"}, "--model=NAME"},
+      {{"tokenize", "text", "--model=m", "--file=x"}, "TEXT or --file"},
+      {{"model", "export", "m", "out", "--dtype=bf16"}, "give --dequantize"},
+      {{"model", "export", "m", "out", "--dequantize", "--dtype=int8"}, "'int8' is none of f32, bf16, f16"},
+      {{"dataset", "show", "d", "--render=1"}, "--render needs --model"},
+      {{"dataset", "show", "d", "--task=sort"}, "--task: 'sort' is none of causal_lm, classification, regression"},
+      {{"dataset", "show", "d", "--column=lable=x"}, "ROLE=NAME with ROLE one of text, text_pair, label"},
   };
   for (const auto& [args, message] : cases) {
     const Result result = Run(args);
@@ -547,6 +554,106 @@ TEST_F(CliTest, DownWithoutAClusterHasNothingToDo) {
   const Result result = Run({"down"});
   EXPECT_EQ(result.status, 0);
   EXPECT_THAT(result.out, HasSubstr("no cluster is up"));
+}
+
+TEST_F(CliTest, TokenizeShowsTokensOrIdsOfArgumentFileOrInput) {
+  FakeCoordinator::Script script;
+  for (const auto& [id, text] :
+       std::vector<std::pair<int, std::string>>{{1, "<s>"}, {40, "\xc4\xa0hi"}, {7, "\x1b["}}) {
+    v1::TokenizeResponse::Token& token = *script.tokens.add_tokens();
+    token.set_id(id);
+    token.set_token(text);
+  }
+  coordinator_.SetScript(script);
+  Result result = Run({"tokenize", "--model=m", "hi"});
+  EXPECT_EQ(result.status, 0) << result.err;
+  EXPECT_THAT(result.out, AllOf(HasSubstr("40  \xc4\xa0hi\n"), HasSubstr("7  \\x1b["), HasSubstr("3 tokens")));
+  result = Run({"tokenize", "--model=m", "--ids", "--no-special"}, "from input\n");
+  EXPECT_EQ(result.out, "1 40 7\n");
+  result = Run({"tokenize", "-m", "m", "-f", WriteFile("text.txt", "in a file"), "--json"});
+  EXPECT_EQ(Json::parse(result.out)["tokens"][1]["id"], 40);
+  ASSERT_EQ(coordinator_.tokenizes().size(), 3u);
+  EXPECT_EQ(coordinator_.tokenizes()[0].text(), "hi");
+  EXPECT_EQ(coordinator_.tokenizes()[1].text(), "from input\n") << "as it is";
+  EXPECT_TRUE(coordinator_.tokenizes()[1].no_special());
+  EXPECT_EQ(coordinator_.tokenizes()[2].text(), "in a file");
+  result = Run({"tokenize", "--model=m"}, std::string(200'000, 'x'));
+  EXPECT_EQ(result.status, 1);
+  EXPECT_THAT(result.err, HasSubstr("standard input: more than 131072 bytes"));
+  EXPECT_EQ(Run({"tokenize", "-m", "m", "-f", folder_ + "/none"}).status, 1);
+}
+
+TEST_F(CliTest, DatasetAddPrintsWhatIsInTheFile) {
+  FakeCoordinator::Script script;
+  script.description.set_kind("classification");
+  script.description.set_num_examples(2);
+  coordinator_.SetScript(script);
+  const std::string path = WriteFile("a.jsonl", "{}\n");
+  Result result = Run({"dataset", "add", path, "--model=m", "--column=label=score"});
+  EXPECT_EQ(result.status, 0) << result.err;
+  EXPECT_THAT(result.out, AllOf(StartsWith("stored "), ContainsRegex("rows +2\n")));
+  ASSERT_EQ(coordinator_.describes().size(), 1u);
+  EXPECT_EQ(coordinator_.describes()[0].model(), "m");
+  EXPECT_EQ(coordinator_.describes()[0].data().columns().label(), "score");
+  result = Run({"dataset", "add", path, "--no-summary"});
+  EXPECT_EQ(coordinator_.describes().size(), 1u);
+  script.describe_error = absl::ResourceExhaustedError("no worker is connected");
+  coordinator_.SetScript(script);
+  result = Run({"dataset", "add", path});
+  EXPECT_EQ(result.status, 0) << "the upload is what was asked for";
+  EXPECT_THAT(result.out, HasSubstr("no summary: no worker is connected"));
+  script.describe_error = absl::InvalidArgumentError("a.jsonl line 6: not JSON");
+  coordinator_.SetScript(script);
+  result = Run({"dataset", "add", path});
+  EXPECT_EQ(result.status, 1);
+  EXPECT_THAT(result.err, AllOf(HasSubstr("a.jsonl line 6"), HasSubstr("stored all the same")));
+}
+
+TEST_F(CliTest, DatasetShowSendsWhatFlagsAndJobFileSayAndRendersExamples) {
+  FakeCoordinator::Script script;
+  script.description.set_kind("chat");
+  script.description.mutable_dataset()->set_name("d");
+  auto& example = *script.description.add_examples();
+  example.set_line(3);
+  example.add_segments()->set_text("<|im_start|>assistant\n");
+  auto& answer = *example.add_segments();
+  answer.set_text("yes<|im_end|>");
+  answer.set_bears_loss(true);
+  answer.add_token_ids(1);
+  answer.add_token_ids(2);
+  coordinator_.SetScript(script);
+  const std::string job =
+      WriteFile("job.yaml", "name: x\nmodel: m\ndata: {train: d, template: llama2, max_length: 64}\n");
+  Result result = Run({"dataset", "show", "d", "-f", job, "--template=vicuna", "--render=1", "--first=2"});
+  EXPECT_EQ(result.status, 0) << result.err;
+  EXPECT_THAT(result.out,
+              HasSubstr("--- line 3: 2 tokens, 2 bear loss ---\n<|im_start|>assistant\n[[yes<|im_end|>]]\n"));
+  ASSERT_EQ(coordinator_.describes().size(), 1u);
+  const v1::DescribeDatasetRequest request = coordinator_.describes()[0];
+  EXPECT_EQ(request.model(), "m");
+  EXPECT_EQ(request.data().template_(), "vicuna");
+  EXPECT_EQ(request.data().max_length(), 64u);
+  EXPECT_EQ(request.render(), 1u);
+  EXPECT_EQ(request.first_example(), 2u);
+  result = Run({"dataset", "show", "d", "--json"});
+  EXPECT_EQ(Json::parse(result.out)["kind"], "chat");
+}
+
+TEST_F(CliTest, ModelExportShowsProgressAndWhereTheModelIs) {
+  FakeCoordinator::Script script;
+  script.export_progress.resize(3);
+  script.export_progress[0].set_bytes_total(100);
+  script.export_progress[1].set_bytes_total(100);
+  script.export_progress[1].set_bytes_done(55);
+  script.export_progress[2].set_path("/out/m");
+  coordinator_.SetScript(script);
+  const Result result = Run({"model", "export", "m", "/out/x/../m/", "--dequantize", "--dtype=bf16"});
+  EXPECT_EQ(result.status, 0) << result.err;
+  EXPECT_EQ(result.out, "exporting: 0%  0 B / 100 B\nexporting: 50%  55 B / 100 B\nexported m to /out/m\n");
+  ASSERT_EQ(coordinator_.exports().size(), 1u);
+  EXPECT_EQ(coordinator_.exports()[0].destination_path(), "/out/m");
+  EXPECT_TRUE(coordinator_.exports()[0].dequantize());
+  EXPECT_EQ(coordinator_.exports()[0].dtype(), "bf16");
 }
 
 }  // namespace

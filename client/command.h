@@ -63,6 +63,7 @@ std::vector<Command> SubmitCommands();
 std::vector<Command> JobCommands();
 std::vector<Command> PullCommands();
 std::vector<Command> GenerateCommands();
+std::vector<Command> TokenizeCommands();
 
 }  // namespace qst
 

@@ -18,6 +18,7 @@
 #include "client/progress_view.h"
 #include "proto/qst/v1/coordinator.grpc.pb.h"
 #include "proto/support/grpc_status.h"
+#include "proto/support/status_macros.h"
 
 namespace qst {
 namespace {
@@ -218,6 +219,25 @@ struct CoordinatorClient::Impl {
     }
   }
 
+  // Reads a server stream to its end, unless it is cancelled.
+  template <typename Response, typename Open>
+  absl::Status ReadAll(CallCanceller* canceller, Open open, absl::FunctionRef<void(const Response&)> on_message) {
+    grpc::ClientContext context;
+    if (canceller != nullptr) canceller->SetCallback([&context] { context.TryCancel(); });
+    auto reader = open(&context);
+    Response response;
+    while (reader->Read(&response)) {
+      on_message(response);
+      response.Clear();
+    }
+    const grpc::Status status = reader->Finish();
+    if (canceller != nullptr) {
+      canceller->SetCallback(nullptr);
+      if (canceller->cancelled()) return absl::CancelledError("stopped");
+    }
+    return Convert(status);
+  }
+
   const Options options;
   std::shared_ptr<grpc::Channel> channel;
   std::unique_ptr<v1::Coordinator::Stub> stub;
@@ -381,20 +401,32 @@ absl::Status CoordinatorClient::DownloadResults(
 
 absl::Status CoordinatorClient::Generate(const v1::GenerateRequest& request, CallCanceller* canceller,
                                          absl::FunctionRef<void(const v1::GenerateResponse&)> on_text) {
+  return impl_->ReadAll<v1::GenerateResponse>(
+      canceller, [&](grpc::ClientContext* context) { return impl_->stub->Generate(context, request); }, on_text);
+}
+
+absl::Status CoordinatorClient::ExportModel(const v1::ExportModelRequest& request, CallCanceller* canceller,
+                                            absl::FunctionRef<void(const v1::ExportModelResponse&)> on_progress) {
+  return impl_->ReadAll<v1::ExportModelResponse>(
+      canceller, [&](grpc::ClientContext* context) { return impl_->stub->ExportModel(context, request); }, on_progress);
+}
+
+absl::StatusOr<v1::TokenizeResponse> CoordinatorClient::Tokenize(const v1::TokenizeRequest& request) {
+  return impl_->Unary(&v1::Coordinator::Stub::Tokenize, request);
+}
+
+absl::StatusOr<v1::DescribeDatasetResponse> CoordinatorClient::DescribeDataset(
+    const v1::DescribeDatasetRequest& request, CallCanceller* canceller) {
   grpc::ClientContext context;
   if (canceller != nullptr) canceller->SetCallback([&context] { context.TryCancel(); });
-  auto reader = impl_->stub->Generate(&context, request);
-  v1::GenerateResponse response;
-  while (reader->Read(&response)) {
-    on_text(response);
-    response.Clear();
-  }
-  const grpc::Status status = reader->Finish();
+  v1::DescribeDatasetResponse response;
+  const grpc::Status status = impl_->stub->DescribeDataset(&context, request, &response);
   if (canceller != nullptr) {
     canceller->SetCallback(nullptr);
     if (canceller->cancelled()) return absl::CancelledError("stopped");
   }
-  return impl_->Convert(status);
+  QST_RETURN_IF_ERROR(impl_->Convert(status));
+  return response;
 }
 
 std::string RandomRequestId() {

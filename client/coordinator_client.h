@@ -79,6 +79,11 @@ class CoordinatorClient {
   absl::StatusOr<v1::DeleteModelResponse> DeleteModel(const std::string& name);
   absl::StatusOr<v1::ListWorkersResponse> ListWorkers();
 
+  absl::StatusOr<v1::TokenizeResponse> Tokenize(const v1::TokenizeRequest& request);
+  // However long it takes: data sets may be large. `canceller` may be null.
+  absl::StatusOr<v1::DescribeDatasetResponse> DescribeDataset(const v1::DescribeDatasetRequest& request,
+                                                              CallCanceller* canceller);
+
   // Passes every event after `after_sequence` once and in order, across restarts of the coordinator; returns after
   // the final state. kCancelled if cancelled.
   absl::Status WatchJob(const std::string& job_id, uint64_t after_sequence, const FollowOptions& options,
@@ -99,6 +104,10 @@ class CoordinatorClient {
   // Passes text as it comes. `canceller` may be null.
   absl::Status Generate(const v1::GenerateRequest& request, CallCanceller* canceller,
                         absl::FunctionRef<void(const v1::GenerateResponse&)> on_text);
+
+  // Passes every message; the last one names the folder. `canceller` may be null.
+  absl::Status ExportModel(const v1::ExportModelRequest& request, CallCanceller* canceller,
+                           absl::FunctionRef<void(const v1::ExportModelResponse&)> on_progress);
 
  private:
   struct Impl;

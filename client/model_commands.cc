@@ -1,4 +1,4 @@
-// model import, list, show, rm.
+// model import, list, show, export, rm.
 #include <algorithm>
 #include <filesystem>
 #include <numeric>
@@ -216,6 +216,61 @@ absl::Status RunShow(CommandContext& context) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<v1::ExportModelRequest> ExportRequest(const CommandContext& context) {
+  const ParsedArgs& args = context.args;
+  v1::ExportModelRequest request;
+  request.set_name(args.positional[0]);
+  std::error_code error;
+  std::filesystem::path path = std::filesystem::absolute(args.positional[1], error).lexically_normal();
+  if (error) return absl::InternalError(absl::StrCat(args.positional[1], ": ", error.message()));
+  if (!path.has_filename() && path.has_parent_path()) path = path.parent_path();
+  request.set_destination_path(path.string());
+  request.set_dequantize(args.Bool("dequantize"));
+  if (args.Has("dtype")) {
+    const std::string& dtype = args.String("dtype");
+    if (dtype != "f32" && dtype != "bf16" && dtype != "f16") {
+      return UsageError(absl::StrCat("--dtype: '", dtype, "' is none of f32, bf16, f16"));
+    }
+    if (!request.dequantize()) return UsageError("--dtype is of dequantized weights: give --dequantize, too");
+    request.set_dtype(dtype);
+  }
+  return request;
+}
+
+absl::Status RunExport(CommandContext& context) {
+  QST_ASSIGN_OR_RETURN(const v1::ExportModelRequest request, ExportRequest(context));
+  LiveLine live(context.env.out, context.env.is_terminal && !context.json);
+  CallCanceller canceller;
+  std::string path;
+  int last_tenth = -1;
+  absl::Status status;
+  {
+    InterruptScope interrupts(context.env.catch_interrupts, [&canceller] { canceller.Cancel(); });
+    status = context.client.ExportModel(request, &canceller, [&](const v1::ExportModelResponse& now) {
+      path = now.path();
+      if (context.json) {
+        context.env.out << ProtoToJsonLine(now) << std::endl;
+        return;
+      }
+      if (!path.empty() || now.bytes_total() == 0) return;
+      const double share = static_cast<double>(now.bytes_done()) / static_cast<double>(now.bytes_total());
+      const std::string bytes = absl::StrCat(FormatBytes(now.bytes_done()), " / ", FormatBytes(now.bytes_total()));
+      live.Refresh(Fit(absl::StrCat("exporting ", ProgressBar(share, 24), " ", bytes), context.env.width));
+      // Without a terminal: a line for every tenth.
+      const int tenth = static_cast<int>(10 * share);
+      if (!context.env.is_terminal && tenth > last_tenth) {
+        live.Print(absl::StrCat("exporting: ", 10 * tenth, "%  ", bytes));
+      }
+      last_tenth = std::max(last_tenth, tenth);
+    });
+  }
+  live.Clear();
+  if (absl::IsCancelled(status)) return absl::CancelledError("stopped; nothing was written");
+  QST_RETURN_IF_ERROR(status);
+  if (!context.json) context.env.out << "exported " << request.name() << " to " << path << std::endl;
+  return absl::OkStatus();
+}
+
 absl::Status RunRemove(CommandContext& context) {
   const std::string& name = context.args.positional[0];
   QST_RETURN_IF_ERROR(context.client.DeleteModel(name).status());
@@ -264,6 +319,23 @@ std::vector<Command> ModelCommands() {
   show.examples = {"qst model show smollm2 --all"};
   show.run = RunShow;
 
+  Command export_model;
+  export_model.name = "model export";
+  export_model.summary = "Write a model of the store as a Hugging Face folder";
+  export_model.arguments = "NAME PATH";
+  export_model.min_arguments = export_model.max_arguments = 2;
+  export_model.flags = {
+      {"dequantize", 0, FlagKind::kBool, "", "", "plain floats, those that the backbone computes with"},
+      {"dtype", 0, FlagKind::kString, "TYPE", "f32", "of dequantized weights: f32, bf16 or f16"},
+  };
+  export_model.details =
+      "PATH is a folder to be made, as the workers see it. Without --dequantize, 4-bit weights keep their codes, in "
+      "the\n"
+      "layout of bitsandbytes. Ctrl-C stops the export and leaves nothing behind.";
+  export_model.examples = {"qst model export smollm2 ~/models/smollm2-nf4",
+                           "qst model export smollm2 ~/models/smollm2-bf16 --dequantize --dtype=bf16"};
+  export_model.run = RunExport;
+
   Command remove;
   remove.name = "model rm";
   remove.summary = "Remove a model from the store";
@@ -271,7 +343,7 @@ std::vector<Command> ModelCommands() {
   remove.min_arguments = remove.max_arguments = 1;
   remove.examples = {"qst model rm smollm2"};
   remove.run = RunRemove;
-  return {import, list, show, remove};
+  return {import, list, show, export_model, remove};
 }
 
 }  // namespace qst

@@ -48,6 +48,14 @@ class ApiService final : public v1::Coordinator::CallbackService {
                                                                const v1::WatchModelRequest* request) override;
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(grpc::CallbackServerContext* context,
                                                            const v1::GenerateRequest* request) override;
+  // api_tasks.cc
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context, const v1::TokenizeRequest* request,
+                                     v1::TokenizeResponse* response) override;
+  grpc::ServerUnaryReactor* DescribeDataset(grpc::CallbackServerContext* context,
+                                            const v1::DescribeDatasetRequest* request,
+                                            v1::DescribeDatasetResponse* response) override;
+  grpc::ServerWriteReactor<v1::ExportModelResponse>* ExportModel(grpc::CallbackServerContext* context,
+                                                                 const v1::ExportModelRequest* request) override;
   // api_transfers.cc
   grpc::ServerWriteReactor<v1::DownloadResultsResponse>* DownloadResults(
       grpc::CallbackServerContext* context, const v1::DownloadResultsRequest* request) override;

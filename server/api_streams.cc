@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "proto/support/status_macros.h"
+#include "server/api_deadline.h"
 #include "server/api_service.h"
 #include "server/stream_reactor.h"
 
@@ -15,14 +15,6 @@ namespace qst {
 namespace {
 
 absl::Status Stopped() { return absl::UnavailableError("the coordinator is shutting down; try again later"); }
-
-// The client's deadline in the control loop's time, which tests may move.
-absl::Time DeadlineOf(const grpc::CallbackServerContext& context, absl::Time now) {
-  const auto left = context.deadline() - std::chrono::system_clock::now();
-  // A call without a deadline has one at the end of time.
-  if (left > std::chrono::hours(24 * 365)) return absl::InfiniteFuture();
-  return now + absl::FromChrono(left);
-}
 
 }  // namespace
 

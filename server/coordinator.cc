@@ -18,9 +18,12 @@ Coordinator::Coordinator(Executor* executor, JobStore* store, const StoreLayout&
       models_(executor, store, &registry_, layout, options.jobs.recover_grace),
       jobs_(JobManager::Services{executor, store, &registry_, &rendezvous_, &models_, &datasets_}, layout,
             options.jobs),
-      generations_(executor, store, &registry_, &rendezvous_, &models_, layout) {
-  models_.SetInUse([this](const std::string& name) { return jobs_.UsesModel(name) || generations_.UsesModel(name); });
-  datasets_.SetInUse([this](const std::string& id) { return jobs_.UsesDataset(id); });
+      generations_(executor, store, &registry_, &rendezvous_, &models_, layout),
+      tasks_(executor, &registry_, &models_, &datasets_, layout) {
+  models_.SetInUse([this](const std::string& name) {
+    return jobs_.UsesModel(name) || generations_.UsesModel(name) || tasks_.UsesModel(name);
+  });
+  datasets_.SetInUse([this](const std::string& id) { return jobs_.UsesDataset(id) || tasks_.UsesDataset(id); });
   WorkerRegistry::Events events;
   events.on_change = [this] { ScheduleSoon(); };
   events.on_lost = [this](const std::string& worker_id, const std::string& plan_id, const std::string& model,
@@ -30,6 +33,7 @@ Coordinator::Coordinator(Executor* executor, JobStore* store, const StoreLayout&
       generations_.OnWorkerLost(worker_id, plan_id, reason);
     }
     if (!model.empty()) models_.OnWorkerLost(worker_id, model, reason);
+    tasks_.OnWorkerLost(worker_id, reason);
   };
   registry_.SetEvents(std::move(events));
 }
@@ -56,6 +60,7 @@ void Coordinator::ScheduleSoon() {
     is_scheduled_ = false;
     if (is_draining_) return;
     // Short work with someone waiting for it goes first.
+    tasks_.Schedule();
     models_.Schedule();
     generations_.Schedule();
     jobs_.Schedule();
@@ -74,6 +79,7 @@ absl::Status Coordinator::OnHello(const v1::Hello& hello, std::shared_ptr<Worker
   models_.OnWorkerConnected(hello.worker_id(), is_new);
   jobs_.OnHello(hello, is_new);
   generations_.OnHello(hello);
+  if (!is_new) tasks_.OnWorkerReturned(hello.worker_id());
   for (const v1::HostedPart& part : hello.hosted()) {
     if (jobs_.OwnsPart(part) || generations_.OwnsPlan(part.plan_id())) continue;
     registry_.ReleaseUnknown(hello.worker_id(), part);
@@ -106,6 +112,9 @@ void Coordinator::OnReport(const std::string& worker_id, const WorkerLink* link,
     case v1::WorkerReport::kGenerate:
       generations_.OnReport(worker_id, report.generate());
       break;
+    case v1::WorkerReport::kTask:
+      tasks_.OnReport(worker_id, report.task());
+      break;
     case v1::WorkerReport::kHello:
     default:
       LogWarning(absl::StrCat(registry_.Describe(worker_id), " sent a message that does not belong here"));
@@ -122,6 +131,7 @@ void Coordinator::BeginDrain() {
   jobs_.watchers()->EndAll(reason);
   models_.EndWaits(reason);
   generations_.EndAll(reason);
+  tasks_.EndAll(reason);
   rendezvous_.EndWaits(reason);
   registry_.CloseAll(reason);
 }

@@ -17,6 +17,7 @@
 #include "server/rendezvous.h"
 #include "server/store_layout.h"
 #include "server/worker_registry.h"
+#include "server/worker_task_manager.h"
 
 namespace qst {
 
@@ -39,6 +40,7 @@ class Coordinator {
   ModelManager& models() { return models_; }
   DatasetManager& datasets() { return datasets_; }
   GenerateManager& generations() { return generations_; }
+  WorkerTaskManager& tasks() { return tasks_; }
   WorkerRegistry& registry() { return registry_; }
   Rendezvous& rendezvous() { return rendezvous_; }
 
@@ -67,6 +69,7 @@ class Coordinator {
   ModelManager models_;
   JobManager jobs_;
   GenerateManager generations_;
+  WorkerTaskManager tasks_;
   bool is_scheduled_ = false;
   bool is_draining_ = false;
 };

@@ -187,6 +187,15 @@ std::vector<std::string> WorkerRegistry::IdleWorkers() const {
   return ids;
 }
 
+std::vector<std::string> WorkerRegistry::ConnectedWorkers() const {
+  std::vector<std::string> ids;
+  for (const auto& [id, entry] : workers_) {
+    if (entry.link != nullptr) ids.push_back(id);
+  }
+  std::sort(ids.begin(), ids.end(), ComesBefore);
+  return ids;
+}
+
 std::vector<WorkerOffer> WorkerRegistry::Offers() const {
   std::vector<WorkerOffer> offers;
   for (const auto& [id, entry] : workers_) {

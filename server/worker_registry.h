@@ -82,6 +82,8 @@ class WorkerRegistry {
 
   // Connected and free, by id: w2 before w10.
   std::vector<std::string> IdleWorkers() const;
+  // Connected, busy or not, in the same order.
+  std::vector<std::string> ConnectedWorkers() const;
   // All that are not lost, in the same order.
   std::vector<WorkerOffer> Offers() const;
   Counts Count() const;

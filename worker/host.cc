@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "worker/host_generate_part.h"
 #include "worker/host_stage_part.h"
+#include "worker/host_task_runner.h"
 #include "worker/host_train_part.h"
 #include "worker/worker_memory.h"
 
@@ -27,7 +28,10 @@ std::unique_ptr<Part> MakePart(const v1::HostPart& command, const PartContext& c
 }
 
 Host::Host(PartContext context, PartFactory factory)
-    : context_(std::move(context)), factory_(std::move(factory)), executor_([this] { RunExecutor(); }) {}
+    : context_(std::move(context)),
+      factory_(std::move(factory)),
+      tasks_(context_.reports, MakeTaskRunner()),
+      executor_([this] { RunExecutor(); }) {}
 
 Host::~Host() {
   Shutdown(absl::CancelledError("the worker ends"));
@@ -95,6 +99,12 @@ void Host::Handle(const v1::WorkerCommand& command) {
       break;
     case v1::WorkerCommand::kCancelImport:
       CancelImport(command.cancel_import().name());
+      break;
+    case v1::WorkerCommand::kTask:
+      tasks_.Start(command.task());
+      break;
+    case v1::WorkerCommand::kCancelTask:
+      tasks_.Cancel(command.cancel_task().task_id());
       break;
     default:
       break;
@@ -299,6 +309,7 @@ void Host::Shutdown(const absl::Status& reason) {
     }
   }
   for (const std::unique_ptr<ModelImport>& import : imports_) import->Cancel();
+  tasks_.Shutdown();
 }
 
 }  // namespace qst

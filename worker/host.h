@@ -1,4 +1,5 @@
-// What this worker hosts: parts of placements and model imports, begun and ended by the coordinator's commands.
+// What this worker hosts: parts of placements, model imports and short tasks, begun and ended by the coordinator's
+// commands.
 #ifndef QST_WORKER_HOST_H_
 #define QST_WORKER_HOST_H_
 
@@ -18,6 +19,7 @@
 #include "worker/compute_device.h"
 #include "worker/host_import.h"
 #include "worker/host_part.h"
+#include "worker/host_task.h"
 
 namespace qst {
 
@@ -43,13 +45,14 @@ class Host {
   Host(const Host&) = delete;
   Host& operator=(const Host&) = delete;
 
-  // HostPart, AttachStages, ReleasePlan, CancelPlan, ImportCommand, CancelImport; others are ignored.
+  // HostPart, AttachStages, ReleasePlan, CancelPlan, ImportCommand, CancelImport, TaskCommand, CancelTask; others are
+  // ignored.
   void Handle(const v1::WorkerCommand& command);
 
   // For the hello of a new session.
   std::vector<v1::HostedPart> Hosted() const;
 
-  // Aborts all parts and imports; nothing new is taken. Does not wait.
+  // Aborts all parts, imports and tasks; nothing new is taken. Does not wait.
   void Shutdown(const absl::Status& reason);
 
  private:
@@ -88,6 +91,7 @@ class Host {
   std::deque<std::function<void()>> work_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, Plan> plans_ ABSL_GUARDED_BY(mutex_);
   std::list<std::unique_ptr<ModelImport>> imports_ ABSL_GUARDED_BY(mutex_);
+  HostTasks tasks_;
   std::thread executor_;
 };
 

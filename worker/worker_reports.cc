@@ -51,6 +51,12 @@ void WorkerReports::AddGenerate(const v1::GenerateReport& report) {
   changed_.SignalAll();
 }
 
+void WorkerReports::AddTask(const v1::TaskReport& report) {
+  absl::MutexLock lock(&mutex_);
+  tasks_[report.task_id()] = {report, false};
+  changed_.SignalAll();
+}
+
 void WorkerReports::AcknowledgeJob(absl::string_view plan_id, std::uint64_t sequence) {
   absl::MutexLock lock(&mutex_);
   const auto it = plans_.find(plan_id);
@@ -77,12 +83,20 @@ void WorkerReports::ForgetModel(absl::string_view name) {
   changed_.SignalAll();
 }
 
+void WorkerReports::ForgetTask(absl::string_view task_id) {
+  absl::MutexLock lock(&mutex_);
+  const auto it = tasks_.find(task_id);
+  if (it != tasks_.end()) tasks_.erase(it);
+  changed_.SignalAll();
+}
+
 void WorkerReports::BeginSession() {
   absl::MutexLock lock(&mutex_);
   is_open_ = true;
   for (auto& [key, part] : parts_) part.is_sent = false;
   for (auto& [id, plan] : plans_) plan.num_sent = 0;
   for (auto& [name, model] : models_) model.is_sent = false;
+  for (auto& [id, task] : tasks_) task.is_sent = false;
   changed_.SignalAll();
 }
 
@@ -95,6 +109,9 @@ bool WorkerReports::HasNext() const {
     if (plan.num_sent < plan.unacknowledged.size()) return true;
   }
   for (const auto& [name, entry] : models_) {
+    if (!entry.is_sent) return true;
+  }
+  for (const auto& [id, entry] : tasks_) {
     if (!entry.is_sent) return true;
   }
   return false;
@@ -132,6 +149,13 @@ std::optional<v1::WorkerReport> WorkerReports::Take(absl::Time deadline) {
   for (auto& [name, entry] : models_) {
     if (entry.is_sent) continue;
     *report.mutable_model() = entry.report;
+    entry.is_sent = true;
+    changed_.SignalAll();
+    return report;
+  }
+  for (auto& [id, entry] : tasks_) {
+    if (entry.is_sent) continue;
+    *report.mutable_task() = entry.report;
     entry.is_sent = true;
     changed_.SignalAll();
     return report;

@@ -19,9 +19,9 @@
 
 namespace qst {
 
-// Parts and imports add reports from any thread; the session takes them in order and sends them. When a session breaks,
-// the next one begins with what may have been lost: the newest state of every part and import, and all job reports
-// that were not acknowledged.
+// Parts, imports and tasks add reports from any thread; the session takes them in order and sends them. When a session
+// breaks, the next one begins with what may have been lost: the newest state of every part, import and task, and all
+// job reports that were not acknowledged.
 //
 // Job reports of an attempt (a plan and its revisions) are numbered from 1 without gaps. While no session is open, a
 // progress report takes the place of the one before it, so that a long absence of the coordinator costs no memory.
@@ -35,6 +35,8 @@ class WorkerReports {
   void AddJob(v1::JobReport report) ABSL_LOCKS_EXCLUDED(mutex_);
   void AddModel(const v1::ModelReport& report) ABSL_LOCKS_EXCLUDED(mutex_);
   void AddGenerate(const v1::GenerateReport& report) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The newest report of a task replaces the one before.
+  void AddTask(const v1::TaskReport& report) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Job reports up to `sequence` are stored.
   void AcknowledgeJob(absl::string_view plan_id, std::uint64_t sequence) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -42,6 +44,9 @@ class WorkerReports {
   void ForgetJob(absl::string_view plan_id) ABSL_LOCKS_EXCLUDED(mutex_);
   // The import is over and the coordinator knows.
   void ForgetModel(absl::string_view name) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // The coordinator has the task's outcome, or wants none.
+  void ForgetTask(absl::string_view task_id) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // A session begins: everything that may not have arrived is to be sent (again).
   void BeginSession() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -70,6 +75,11 @@ class WorkerReports {
     bool is_sent = false;
   };
 
+  struct TaskEntry {
+    v1::TaskReport report;
+    bool is_sent = false;
+  };
+
   bool HasNext() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   absl::Mutex mutex_;
@@ -79,6 +89,7 @@ class WorkerReports {
   std::map<std::string, Plan, std::less<>> plans_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, ModelEntry, std::less<>> models_ ABSL_GUARDED_BY(mutex_);
   std::deque<v1::GenerateReport> generates_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, TaskEntry, std::less<>> tasks_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace qst

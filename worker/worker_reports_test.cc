@@ -129,5 +129,27 @@ TEST(WorkerReportsTest, DrainWaitsUntilASessionTookAll) {
   sender.join();
 }
 
+TEST(WorkerReportsTest, OutcomeOfATaskIsRepeatedUntilItIsForgotten) {
+  WorkerReports reports;
+  reports.BeginSession();
+  v1::TaskReport report;
+  report.set_task_id("t-1");
+  report.mutable_progress()->set_bytes_done(1);
+  reports.AddTask(report);
+  report.mutable_error()->set_message("gone");
+  reports.AddTask(report);
+  std::vector<v1::WorkerReport> taken = TakeAll(reports);
+  ASSERT_EQ(taken.size(), 1u) << "the newest replaces the one before";
+  EXPECT_EQ(taken[0].task().error().message(), "gone");
+  EXPECT_TRUE(TakeAll(reports).empty());
+  reports.EndSession();
+  reports.BeginSession();
+  EXPECT_EQ(TakeAll(reports).size(), 1u);
+  reports.ForgetTask("t-1");
+  reports.EndSession();
+  reports.BeginSession();
+  EXPECT_TRUE(TakeAll(reports).empty());
+}
+
 }  // namespace
 }  // namespace qst

@@ -224,6 +224,32 @@ class FakeCoordinator::Service final : public v1::Coordinator::Service {
     return grpc::Status::OK;
   }
 
+  grpc::Status Tokenize(ServerContext*, const v1::TokenizeRequest* request, v1::TokenizeResponse* response) override {
+    absl::MutexLock lock(&o_.mutex_);
+    o_.tokenizes_.push_back(*request);
+    if (!o_.script_.refuse.ok()) return ToGrpcStatus(o_.script_.refuse);
+    *response = o_.script_.tokens;
+    return grpc::Status::OK;
+  }
+
+  grpc::Status DescribeDataset(ServerContext*, const v1::DescribeDatasetRequest* request,
+                               v1::DescribeDatasetResponse* response) override {
+    absl::MutexLock lock(&o_.mutex_);
+    o_.describes_.push_back(*request);
+    if (!o_.script_.describe_error.ok()) return ToGrpcStatus(o_.script_.describe_error);
+    *response = o_.script_.description;
+    return grpc::Status::OK;
+  }
+
+  grpc::Status ExportModel(ServerContext*, const v1::ExportModelRequest* request,
+                           ServerWriter<v1::ExportModelResponse>* writer) override {
+    absl::MutexLock lock(&o_.mutex_);
+    o_.exports_.push_back(*request);
+    if (!o_.script_.refuse.ok()) return ToGrpcStatus(o_.script_.refuse);
+    for (const v1::ExportModelResponse& piece : o_.script_.export_progress) writer->Write(piece);
+    return grpc::Status::OK;
+  }
+
  private:
   static grpc::Status NoJob(const std::string& id) {
     return grpc::Status(grpc::StatusCode::NOT_FOUND, absl::StrCat("no job ", id));
@@ -331,6 +357,18 @@ std::vector<v1::ImportModelRequest> FakeCoordinator::imports() const {
 std::vector<v1::GenerateRequest> FakeCoordinator::generates() const {
   absl::MutexLock lock(&mutex_);
   return generates_;
+}
+std::vector<v1::TokenizeRequest> FakeCoordinator::tokenizes() const {
+  absl::MutexLock lock(&mutex_);
+  return tokenizes_;
+}
+std::vector<v1::DescribeDatasetRequest> FakeCoordinator::describes() const {
+  absl::MutexLock lock(&mutex_);
+  return describes_;
+}
+std::vector<v1::ExportModelRequest> FakeCoordinator::exports() const {
+  absl::MutexLock lock(&mutex_);
+  return exports_;
 }
 std::map<std::string, std::string> FakeCoordinator::dataset_contents() const {
   absl::MutexLock lock(&mutex_);

@@ -54,6 +54,11 @@ class FakeCoordinator {
     std::vector<v1::GenerateResponse> generated;
     // Sent by WatchModel one after the other.
     std::vector<v1::Model> model_changes;
+    v1::TokenizeResponse tokens;
+    v1::DescribeDatasetResponse description;
+    // Instead of the description, unless OK.
+    absl::Status describe_error;
+    std::vector<v1::ExportModelResponse> export_progress;
   };
   void SetScript(Script script) ABSL_LOCKS_EXCLUDED(mutex_);
   // Gives the workers for ListWorkers.
@@ -63,6 +68,9 @@ class FakeCoordinator {
   std::vector<v1::SubmitJobRequest> submits() const ABSL_LOCKS_EXCLUDED(mutex_);
   std::vector<v1::ImportModelRequest> imports() const ABSL_LOCKS_EXCLUDED(mutex_);
   std::vector<v1::GenerateRequest> generates() const ABSL_LOCKS_EXCLUDED(mutex_);
+  std::vector<v1::TokenizeRequest> tokenizes() const ABSL_LOCKS_EXCLUDED(mutex_);
+  std::vector<v1::DescribeDatasetRequest> describes() const ABSL_LOCKS_EXCLUDED(mutex_);
+  std::vector<v1::ExportModelRequest> exports() const ABSL_LOCKS_EXCLUDED(mutex_);
   // Content by id, and how often a content was sent.
   std::map<std::string, std::string> dataset_contents() const ABSL_LOCKS_EXCLUDED(mutex_);
   int num_uploads() const ABSL_LOCKS_EXCLUDED(mutex_);
@@ -86,6 +94,9 @@ class FakeCoordinator {
   std::vector<v1::SubmitJobRequest> submits_ ABSL_GUARDED_BY(mutex_);
   std::vector<v1::ImportModelRequest> imports_ ABSL_GUARDED_BY(mutex_);
   std::vector<v1::GenerateRequest> generates_ ABSL_GUARDED_BY(mutex_);
+  std::vector<v1::TokenizeRequest> tokenizes_ ABSL_GUARDED_BY(mutex_);
+  std::vector<v1::DescribeDatasetRequest> describes_ ABSL_GUARDED_BY(mutex_);
+  std::vector<v1::ExportModelRequest> exports_ ABSL_GUARDED_BY(mutex_);
   int num_uploads_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
 
