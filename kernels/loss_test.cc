@@ -25,7 +25,7 @@ TEST_P(LossTest, MatchesReference) {
     const std::int64_t rows = vocabulary > 10000 ? 3 : 9;
     const DMatrix logits = random_.NormalMatrix(rows, vocabulary, 4.0);
     const Indices targets = random_.Indices(rows, vocabulary);
-    const CrossEntropyResult expected = ReferenceCrossEntropy(logits, targets, 0.125);
+    const LossResult expected = ReferenceCrossEntropy(logits, targets, 0.125);
     for (const std::int64_t padding : {0, 3}) {
       TestMatrix actual(logits, DType::kF32, padding);
       TestMatrix losses(1, rows);
@@ -156,6 +156,44 @@ TEST_P(LossTest, RefusesWhatIsMissingAndOtherTypes) {
   EXPECT_THAT(CrossEntropy(Context(), narrow, good.data(), 1.0f, true, losses.data(), nullptr),
               StatusIs(absl::StatusCode::kUnimplemented));
   QST_EXPECT_OK(CrossEntropy(Context(), TestMatrix(0, 5), nullptr, 1.0f, true, nullptr, nullptr));
+}
+
+TEST_P(LossTest, SquaredErrorMatchesReference) {
+  for (const std::int64_t rows : {1, 2, 127, 128, 129, 1000}) {
+    const DMatrix x = random_.NormalMatrix(rows, 1, 4.0);
+    const DMatrix targets = random_.NormalMatrix(1, rows, 4.0);
+    const LossResult expected = ReferenceSquaredError(x, targets, 0.125);
+    TestMatrix values(targets);
+    for (const std::int64_t padding : {0, 3}) {
+      TestMatrix actual(x, DType::kF32, padding);
+      TestMatrix losses(1, rows);
+      QST_ASSERT_OK(SquaredError(Context(), actual, values.data(), 0.125f, true, losses.data()));
+      // A difference of values of up to 20 is rounded once, and squared.
+      EXPECT_TRUE(IsClose(losses, expected.losses, Tolerance(2), 16.0)) << rows;
+      EXPECT_TRUE(IsClose(actual, expected.grad, Tolerance(2), 4.0)) << rows;
+      EXPECT_TRUE(actual.GuardsIntact());
+      TestMatrix kept(x, DType::kF32, padding);
+      TestMatrix losses_again(1, rows);
+      QST_ASSERT_OK(SquaredError(Context(3), kept, values.data(), 0.125f, false, losses_again.data()));
+      EXPECT_EQ(kept.Bits(), TestMatrix(x, DType::kF32, padding).Bits()) << "without gradient predictions stay";
+      EXPECT_EQ(losses_again.Bits(), losses.Bits());
+    }
+  }
+}
+
+TEST_P(LossTest, SquaredErrorRefusesOtherShapesAndTypes) {
+  TestMatrix losses(1, 2);
+  TestMatrix targets(random_.NormalMatrix(1, 2));
+  TestMatrix wide(random_.NormalMatrix(2, 3));
+  EXPECT_THAT(SquaredError(Context(), wide, targets.data(), 1.0f, true, losses.data()),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("[2, 3], need one column")));
+  TestMatrix narrow(random_.NormalMatrix(2, 1), DType::kBF16);
+  EXPECT_THAT(SquaredError(Context(), narrow, targets.data(), 1.0f, true, losses.data()),
+              StatusIs(absl::StatusCode::kUnimplemented));
+  TestMatrix good(random_.NormalMatrix(2, 1));
+  EXPECT_THAT(SquaredError(Context(), good, nullptr, 1.0f, true, losses.data()),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("targets is null")));
+  QST_EXPECT_OK(SquaredError(Context(), TestMatrix(0, 1), nullptr, 1.0f, true, nullptr));
 }
 
 QST_INSTANTIATE_OP_TEST(LossTest);

@@ -189,6 +189,11 @@ enum class Pooling : std::uint8_t { kMax, kAverage };
 [[nodiscard]] absl::Status CrossEntropy(const OpContext& ctx, const MatrixView& logits, const std::int32_t* targets,
                                         float scale, bool want_grad, float* losses, std::int32_t* argmax);
 
+// Squared error. predictions [T, 1] are overwritten with scale * d(sum of losses)/d(predictions) if want_grad. targets
+// [T]. losses [T] receives (prediction - target)^2 (not scaled).
+[[nodiscard]] absl::Status SquaredError(const OpContext& ctx, const MatrixView& predictions, const float* targets,
+                                        float scale, bool want_grad, float* losses);
+
 // ---- Optimizer (optimizer) ------------------------------------------------------------------------
 
 // AdamW with decoupled weight decay over one flat buffer of n elements:

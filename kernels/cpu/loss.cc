@@ -60,5 +60,19 @@ void CrossEntropy(const Exec& exec, const MatrixView& logits, const std::int32_t
   });
 }
 
+// loss = (x - target)^2;  grad = 2 scale (x - target).
+void SquaredError(const Exec& exec, const MatrixView& predictions, const float* targets, float scale, bool want_grad,
+                  float* losses) {
+  constexpr std::int64_t kCost = 4;
+  ParallelRows(exec, predictions.rows, kCost, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      float* const x = predictions.row<float>(i);
+      const float difference = *x - targets[i];
+      losses[i] = difference * difference;
+      if (want_grad) *x = 2.0f * scale * difference;
+    }
+  });
+}
+
 }  // namespace cpu
 }  // namespace qst

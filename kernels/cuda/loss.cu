@@ -132,7 +132,30 @@ __global__ void __launch_bounds__(kMaxThreads)
   });
 }
 
+constexpr unsigned kRowThreads = 128;
+
+// loss = (x - target)^2;  grad = 2 scale (x - target). A thread a row.
+__global__ void __launch_bounds__(kRowThreads)
+    SquaredErrorKernel(DeviceRows<float> predictions, std::int64_t num_rows, const float* targets, float scale,
+                       bool want_grad, float* losses) {
+  const std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kRowThreads + threadIdx.x;
+  if (row >= num_rows) return;
+  float* const x = predictions.at(row, 0);
+  const float difference = *x - targets[row];
+  losses[row] = __fmul_rn(difference, difference);
+  if (want_grad) *x = __fmul_rn(2.0f * scale, difference);
+}
+
 }  // namespace
+
+absl::Status SquaredError(Stream& stream, const MatrixView& predictions, const float* targets, float scale,
+                          bool want_grad, float* losses) {
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>((predictions.rows + kRowThreads - 1) / kRowThreads));
+  shape.block = dim3(kRowThreads);
+  return Launch(stream, shape, SquaredErrorKernel, RowsOf<float>(predictions), predictions.rows, targets, scale,
+                want_grad, losses);
+}
 
 absl::Status CrossEntropy(Stream& stream, const MatrixView& logits, const std::int32_t* targets, float scale,
                           bool want_grad, float* losses, std::int32_t* argmax) {

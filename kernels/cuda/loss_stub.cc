@@ -8,5 +8,7 @@ absl::Status CrossEntropy(Stream&, const MatrixView&, const std::int32_t*, float
   return NoCudaBackend();
 }
 
+absl::Status SquaredError(Stream&, const MatrixView&, const float*, float, bool, float*) { return NoCudaBackend(); }
+
 }  // namespace cuda
 }  // namespace qst

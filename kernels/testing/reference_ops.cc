@@ -309,8 +309,8 @@ DMatrix ReferencePoolColumns(Pooling pooling, const DMatrix& x, std::int64_t col
   return y;
 }
 
-CrossEntropyResult ReferenceCrossEntropy(const DMatrix& logits, const Indices& targets, double scale) {
-  CrossEntropyResult result{DMatrix(1, logits.rows), logits, Indices(logits.rows)};
+LossResult ReferenceCrossEntropy(const DMatrix& logits, const Indices& targets, double scale) {
+  LossResult result{DMatrix(1, logits.rows), logits, Indices(logits.rows)};
   for (std::int64_t i = 0; i < logits.rows; ++i) {
     std::int64_t best = 0;
     for (std::int64_t j = 1; j < logits.cols; ++j) {
@@ -324,6 +324,16 @@ CrossEntropyResult ReferenceCrossEntropy(const DMatrix& logits, const Indices& t
     for (std::int64_t j = 0; j < logits.cols; ++j) {
       result.grad.at(i, j) = scale * (std::exp(logits.at(i, j) - max) / sum - (j == targets[i] ? 1.0 : 0.0));
     }
+  }
+  return result;
+}
+
+LossResult ReferenceSquaredError(const DMatrix& x, const DMatrix& targets, double scale) {
+  LossResult result{DMatrix(1, x.rows), x, {}};
+  for (std::int64_t i = 0; i < x.rows; ++i) {
+    const double difference = x.at(i, 0) - targets.at(0, i);
+    result.losses.at(0, i) = difference * difference;
+    result.grad.at(i, 0) = 2.0 * scale * difference;
   }
   return result;
 }

@@ -68,12 +68,15 @@ DMatrix ReferenceGatherRows(const DMatrix& x, const Indices& indices);
 DMatrix ReferenceScatterAddRows(const DMatrix& grad_y, const Indices& indices, const DMatrix& grad_x);
 DMatrix ReferencePoolColumns(Pooling pooling, const DMatrix& x, std::int64_t cols);
 
-struct CrossEntropyResult {
+struct LossResult {
   DMatrix losses;  // [1, T]
   DMatrix grad;    // scale * d(sum of losses)/d(logits)
   Indices argmax;
 };
-CrossEntropyResult ReferenceCrossEntropy(const DMatrix& logits, const Indices& targets, double scale);
+LossResult ReferenceCrossEntropy(const DMatrix& logits, const Indices& targets, double scale);
+
+// x [T, 1], targets [1, T]. No argmax.
+LossResult ReferenceSquaredError(const DMatrix& x, const DMatrix& targets, double scale);
 
 // One step on vectors [1, n]; param, exp_avg and exp_avg_sq are updated.
 void ReferenceAdamW(const AdamWParams& params, const DMatrix& grad, DMatrix* param, DMatrix* exp_avg,

@@ -132,5 +132,18 @@ TEST(ReferenceOpsTest, CrossEntropyGradientMatchesFiniteDifferences) {
       IsClose(ReferenceCrossEntropy(logits, targets, kScale).grad, NumericalGradient(loss, logits), kTolerance));
 }
 
+TEST(ReferenceOpsTest, SquaredErrorGradientMatchesFiniteDifferences) {
+  Random random(9);
+  const DMatrix x = random.NormalMatrix(4, 1);
+  const DMatrix targets = random.NormalMatrix(1, 4);
+  constexpr double kScale = 0.25;
+  const auto loss = [&](const DMatrix& m) {
+    double sum = 0.0;
+    for (const double value : ReferenceSquaredError(m, targets, 1.0).losses.values) sum += value;
+    return kScale * sum;
+  };
+  EXPECT_TRUE(IsClose(ReferenceSquaredError(x, targets, kScale).grad, NumericalGradient(loss, x), kTolerance));
+}
+
 }  // namespace
 }  // namespace qst
