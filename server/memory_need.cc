@@ -122,7 +122,12 @@ std::uint64_t MemoryNeed::StageBytes(std::uint32_t first_layer, std::uint32_t nu
   return bytes + kStatesUnderWay * WireBytes(load_.wire_dtype, tokens, d);
 }
 
+bool MemoryNeed::HasScoreHead() const {
+  return load_.task.type() == v1::TASK_TYPE_CLASSIFICATION || load_.task.type() == v1::TASK_TYPE_REGRESSION;
+}
+
 std::uint64_t MemoryNeed::NumOutputs() const {
+  if (load_.task.type() == v1::TASK_TYPE_REGRESSION) return 1;
   if (load_.task.type() != v1::TASK_TYPE_CLASSIFICATION) return model_.vocab_size();
   return load_.task.labels_size() > 0 ? load_.task.labels_size() : kUnknownLabels;
 }
@@ -143,7 +148,7 @@ std::uint64_t MemoryNeed::SideParameters() const {
   const std::uint64_t d = model_.hidden_size();
   const std::uint64_t ds = side_hidden_;
   const std::uint64_t e = output_width_;
-  const std::uint64_t classifier = load_.task.type() == v1::TASK_TYPE_CLASSIFICATION ? NumOutputs() * e : 0;
+  const std::uint64_t classifier = HasScoreHead() ? NumOutputs() * e : 0;
   if (num_side_layers_ == 0) return classifier;
   std::uint64_t down = 2 * ds;  // its norm
   switch (load_.side.downsample()) {
@@ -182,7 +187,7 @@ std::uint64_t MemoryNeed::SideBytes() const {
   if (!is_known()) return 0;
   std::uint64_t bytes = device_ == v1::DEVICE_KIND_CUDA ? kCudaScratchBytes : 0;
   // The LM head, which is the embedding table where the two are tied.
-  if (load_.task.type() != v1::TASK_TYPE_CLASSIFICATION) {
+  if (!HasScoreHead()) {
     bytes += model_.head_bytes() > 0 ? model_.head_bytes() : model_.embedding_bytes();
   }
   // A projection before it, at its widest.

@@ -47,6 +47,7 @@ class MemoryNeed {
   std::uint64_t SideParameters() const;
   // Kept for the backward pass, and the dearest moment on top of it.
   std::uint64_t SideActivationBytes() const;
+  bool HasScoreHead() const;
   std::uint64_t NumOutputs() const;
   // Rows that the head works on at a time.
   std::uint64_t HeadRows() const;

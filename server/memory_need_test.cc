@@ -84,6 +84,16 @@ TEST(MemoryNeedTest, AProbeNeedsNoSideLayers) {
   EXPECT_LT(TrainingNeed(spec).SideBytes(), network / 10);
 }
 
+TEST(MemoryNeedTest, RegressionNeedsLessThanClassificationAndNoHead) {
+  v1::JobSpec spec = Spec();
+  const std::uint64_t with_head = TrainingNeed(spec).SideBytes();
+  spec.mutable_task()->set_type(v1::TASK_TYPE_CLASSIFICATION);
+  const std::uint64_t classes = TrainingNeed(spec).SideBytes();
+  spec.mutable_task()->set_type(v1::TASK_TYPE_REGRESSION);
+  EXPECT_LT(TrainingNeed(spec).SideBytes(), classes);
+  EXPECT_LT(TrainingNeed(spec).SideBytes() + 262'000'000, with_head);
+}
+
 TEST(MemoryNeedTest, ALinearProbeBesideTheNetworkIsCounted) {
   v1::JobSpec spec = Spec();
   spec.mutable_task()->set_type(v1::TASK_TYPE_CLASSIFICATION);

@@ -115,7 +115,7 @@ class TrainPart : public Part {
         std::max({settings.micro_batch_tokens, data.train.max_length(), data.eval.max_length()});
     QST_RETURN_IF_ERROR(ReserveMemory(side, settings, *model, max_tokens));
     QST_ASSIGN_OR_RETURN(const std::unique_ptr<FrozenWeights> frozen,
-                         FrozenWeights::Load(context_.ops, *model, !side.is_classification()));
+                         FrozenWeights::Load(context_.ops, *model, !side.has_score_head()));
 
     const LiveStreamOptions stream_options = StreamOptions(*model);
     QST_ASSIGN_OR_RETURN(std::shared_ptr<LiveStream> stages, attachment_.Connect(stream_options));
@@ -193,7 +193,7 @@ class TrainPart : public Part {
       const SideMemory probe = EstimateSideMemory(ProbeOf(side), device, max_tokens);
       network += probe.total_bytes() - probe.workspace_bytes;  // one for both
     }
-    const std::int64_t head = side.is_classification() ? 0 : model.HeadBytes();
+    const std::int64_t head = side.has_score_head() ? 0 : model.HeadBytes();
     const std::int64_t states =
         LiveStream::StateBytes(StreamOptions(model), side.first_layer(), side.backbone.num_layers);
     if (!context_.device->is_cuda()) {

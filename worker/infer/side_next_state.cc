@@ -13,9 +13,11 @@ namespace qst {
 
 absl::StatusOr<std::unique_ptr<SideNextState>> SideNextState::Create(const OpContext& ctx, const SideNetwork* network,
                                                                      std::int64_t max_tokens) {
-  if (network->config().is_classification()) {
+  if (network->config().has_score_head()) {
     return absl::FailedPreconditionError(
-        "this side network was trained for classification: it names classes and cannot continue a text");
+        network->config().is_regression()
+            ? "this side network was trained for regression: it gives a number and cannot continue a text"
+            : "this side network was trained for classification: it names classes and cannot continue a text");
   }
   auto next_state = absl::WrapUnique(new SideNextState(ctx, network, max_tokens));
   if (network->config().has_side_network()) QST_RETURN_IF_ERROR(next_state->AllocateCaches(ctx));

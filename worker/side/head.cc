@@ -75,7 +75,7 @@ absl::Status ChunkBackward(const OpContext& ctx, const SideNetworkConfig& config
                            const MatrixView& grad_side_last) {
   const std::int64_t num = grad_logits.rows;
   const std::int64_t ds = config.hidden_size;
-  if (config.is_classification()) {
+  if (config.has_score_head()) {
     QST_RETURN_IF_ERROR(LinearBackwardWeight(ctx, grad_logits, acts.mixed, gradients.score, {}, /*accumulate=*/true));
   }
   if (!config.has_side_network()) return absl::OkStatus();
@@ -114,7 +114,7 @@ absl::Status CheckFrozenHead(const SideNetworkConfig& config, const FrozenHead& 
     return absl::InvalidArgumentError(absl::StrCat("side network: projection is [", projection.rows(), ", ",
                                                    projection.cols(), "]; the model's widths are ", d, " and ", e));
   }
-  if (!config.is_classification() &&
+  if (!config.has_score_head() &&
       (frozen.lm_head.rows() != config.backbone.vocab_size || frozen.lm_head.cols() != e)) {
     return absl::InvalidArgumentError(absl::StrCat("side network: LM head is [", frozen.lm_head.rows(), ", ",
                                                    frozen.lm_head.cols(), "], need [", config.backbone.vocab_size, ", ",
@@ -146,9 +146,9 @@ HeadTensors FindHeadTensors(const SideNetworkConfig& config, TensorSet set, Para
     }
     out.upsample = find("upsample.weight");
     if (config.upsample_bias) out.upsample_bias = find("upsample.bias");
-    out.mix = find(config.is_classification() ? "score_z" : "lm_head_z");
+    out.mix = find(config.has_score_head() ? "score_z" : "lm_head_z");
   }
-  if (config.is_classification()) out.score = find("score.weight");
+  if (config.has_score_head()) out.score = find("score.weight");
   return out;
 }
 
@@ -156,7 +156,7 @@ absl::Status RunHead(const OpContext& ctx, const SideNetworkConfig& config, cons
                      const HeadTensors& values, const HeadTensors& gradients, const HeadArgs& args, Arena* arena,
                      const HeadOutputs& outputs) {
   const std::int64_t num_rows = args.targets.num;
-  const WeightView head = config.is_classification() ? WeightView::Dense(values.score) : frozen.lm_head;
+  const WeightView head = config.has_score_head() ? WeightView::Dense(values.score) : frozen.lm_head;
   if (args.want_grad && config.has_side_network()) {
     const MatrixView& grad = args.grad_side_last;
     QST_RETURN_IF_ERROR(FillZero(ctx, grad.data, grad.rows * grad.cols * DTypeBytes(grad.dtype)));
@@ -176,8 +176,15 @@ absl::Status RunHead(const OpContext& ctx, const SideNetworkConfig& config, cons
       logits = Rows(outputs.logits, begin, begin + num);
     }
     QST_RETURN_IF_ERROR(Linear(ctx, acts.mixed, head, {}, logits, false));
-    QST_RETURN_IF_ERROR(CrossEntropy(ctx, logits, args.targets.targets + begin, args.grad_scale, args.want_grad,
-                                     outputs.losses + begin, outputs.predicted + begin));
+    if (config.is_regression()) {
+      QST_RETURN_IF_ERROR(SquaredError(ctx, logits, args.targets.values + begin, args.grad_scale, args.want_grad,
+                                       outputs.losses + begin));
+      QST_RETURN_IF_ERROR(
+          FillZero(ctx, outputs.predicted + begin, num * static_cast<std::int64_t>(sizeof(std::int32_t))));
+    } else {
+      QST_RETURN_IF_ERROR(CrossEntropy(ctx, logits, args.targets.targets + begin, args.grad_scale, args.want_grad,
+                                       outputs.losses + begin, outputs.predicted + begin));
+    }
     if (args.want_grad) {
       QST_RETURN_IF_ERROR(
           ChunkBackward(ctx, config, head, values, gradients, acts, logits, rows, arena, args.grad_side_last));
@@ -197,7 +204,7 @@ absl::Status MixedState(const OpContext& ctx, const SideNetworkConfig& config, c
 }
 
 std::int64_t NumOutputs(const SideNetworkConfig& config) {
-  return config.is_classification() ? config.num_classes() : config.backbone.vocab_size;
+  return config.has_score_head() ? config.num_scores() : config.backbone.vocab_size;
 }
 
 std::int64_t HeadChunkRows(const SideNetworkConfig& config, DeviceType device) {

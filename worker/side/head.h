@@ -2,9 +2,9 @@
 //   h      = alpha P norm(h_f[N]) + (1 - alpha) up(norm_g(h_g[N]))
 //   logits = W h
 // P projects to the width e of the embedding where that differs from d (OPT-350M; there h_f[N] is not normed, neither
-// is h_g[N]). With mix_weighs_side alpha and 1 - alpha change places. W is the backbone's own LM head (frozen) or a
-// trainable classifier. Only rows with a target are computed, in chunks (HeadChunkRows), so that the logits of a large
-// vocabulary never lie in memory all at once. All memory is the device's.
+// is h_g[N]). With mix_weighs_side alpha and 1 - alpha change places. W is the backbone's own LM head (frozen) or
+// trainable: a classifier, or a row for regression. Only rows with a target are computed, in chunks (HeadChunkRows), so
+// that the logits of a large vocabulary never lie in memory all at once. All memory is the device's.
 #ifndef QST_WORKER_SIDE_HEAD_H_
 #define QST_WORKER_SIDE_HEAD_H_
 
@@ -28,7 +28,7 @@ struct FrozenHead {
   ConstMatrixView final_norm_bias;  // [1, d] f32; empty but for LayerNorm with weight
   float norm_eps = 1e-5f;
   WeightView projection;  // [e, d], any type; empty if e is d
-  WeightView lm_head;     // [V, e], any dtype; empty for classification
+  WeightView lm_head;     // [V, e], any dtype; empty for classification and regression
 };
 // kInvalidArgument: the head does not fit the configuration.
 absl::Status CheckFrozenHead(const SideNetworkConfig& config, const FrozenHead& frozen);
@@ -43,22 +43,23 @@ struct HeadTensors {
   MatrixView upsample;       // [e, ds]
   MatrixView upsample_bias;  // [1, e]
   MatrixView mix;            // [1, 1] or [1, e]
-  MatrixView score;          // [C, e]
+  MatrixView score;          // [C, e]; [1, e] for regression
 };
 HeadTensors FindHeadTensors(const SideNetworkConfig& config, TensorSet set, Parameters* parameters);
 
-// What to predict: row rows[i] has target targets[i] (a token or a class). Rows ascend.
+// What to predict: row rows[i] has target targets[i] (a token or a class), or values[i] for regression. Rows ascend.
 struct PredictionTargets {
   const std::int32_t* rows = nullptr;
-  const std::int32_t* targets = nullptr;
+  const std::int32_t* targets = nullptr;  // null for regression
+  const float* values = nullptr;          // null for all else
   std::int64_t num = 0;
 };
 
 // Where the head writes, num targets each; enqueued like everything else.
 struct HeadOutputs {
-  float* losses = nullptr;            // -log p(target)
-  std::int32_t* predicted = nullptr;  // most probable token or class
-  MatrixView logits;                  // [num, C], classification without gradients only; else empty
+  float* losses = nullptr;            // -log p(target); of regression the squared error
+  std::int32_t* predicted = nullptr;  // most probable token or class; 0 for regression
+  MatrixView logits;                  // [num, C], or [num, 1] for regression, without gradients only; else empty
 };
 
 struct HeadArgs {
@@ -82,7 +83,7 @@ struct HeadArgs {
                                       const ConstMatrixView& side_last, const std::int32_t* rows, std::int64_t num,
                                       Arena* arena, const MatrixView& out);
 
-// V, or the number of classes.
+// V, or the number of classes, or 1.
 std::int64_t NumOutputs(const SideNetworkConfig& config);
 // Rows of one chunk: what 64 MiB of logits hold on CPU, at most 512; 256 MiB on CUDA, at most 4096, because few rows
 // leave most of a GPU idle; at least 16. Gradients of weights are sums over chunks, so it is part of what decides

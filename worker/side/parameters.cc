@@ -140,9 +140,9 @@ std::vector<ParameterInfo> ParameterLayout(const SideNetworkConfig& config) {
     }
     builder.Weight("upsample.weight", e, ds);
     if (config.upsample_bias) builder.Bias("upsample.bias", e, /*fan_in=*/ds);
-    builder.Gate(config.is_classification() ? "score_z" : "lm_head_z", config.sigmoid_mix ? e : 1, config.mix_init);
+    builder.Gate(config.has_score_head() ? "score_z" : "lm_head_z", config.sigmoid_mix ? e : 1, config.mix_init);
   }
-  if (config.is_classification()) builder.Weight("score.weight", config.num_classes(), e);
+  if (config.has_score_head()) builder.Weight("score.weight", config.num_scores(), e);
   return builder.Finish();
 }
 

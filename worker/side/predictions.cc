@@ -24,18 +24,20 @@ void AppendProbabilities(const float* logits, std::int64_t num_classes, std::vec
 
 }  // namespace
 
-absl::Status PredictionBuffer::Allocate(std::int64_t num_targets, std::int64_t num_classes, Arena* arena) {
+absl::Status PredictionBuffer::Allocate(std::int64_t num_targets, std::int64_t num_scores, bool are_values,
+                                        Arena* arena) {
   Clear();
-  QST_ASSIGN_OR_RETURN(memory_, arena->Floats(PredictionFloats(num_targets, num_classes)));
+  QST_ASSIGN_OR_RETURN(memory_, arena->Floats(PredictionFloats(num_targets, num_scores)));
   num_targets_ = num_targets;
-  num_classes_ = num_classes;
+  num_scores_ = num_scores;
+  are_values_ = are_values;
   return absl::OkStatus();
 }
 
 HeadOutputs PredictionBuffer::outputs() const {
   HeadOutputs out;
-  float* const losses = memory_ + num_targets_ * num_classes_;
-  if (num_classes_ > 0) out.logits = Matrix(memory_, num_targets_, num_classes_);
+  float* const losses = memory_ + num_targets_ * num_scores_;
+  if (num_scores_ > 0) out.logits = Matrix(memory_, num_targets_, num_scores_);
   out.losses = losses;
   out.predicted = static_cast<std::int32_t*>(static_cast<void*>(losses + num_targets_));
   return out;
@@ -44,21 +46,25 @@ HeadOutputs PredictionBuffer::outputs() const {
 absl::StatusOr<Predictions> PredictionBuffer::Fetch(const OpContext& ctx) const {
   Predictions out;
   if (num_targets_ == 0) return out;
-  std::vector<float> host(static_cast<std::size_t>(PredictionFloats(num_targets_, num_classes_)));
+  std::vector<float> host(static_cast<std::size_t>(PredictionFloats(num_targets_, num_scores_)));
   QST_RETURN_IF_ERROR(Download(ctx, memory_, static_cast<std::int64_t>(host.size() * sizeof(float)), host.data()));
-  const float* const losses = host.data() + num_targets_ * num_classes_;
+  const float* const losses = host.data() + num_targets_ * num_scores_;
   out.losses.assign(losses, losses + num_targets_);
   out.predicted.resize(static_cast<std::size_t>(num_targets_));
   std::memcpy(out.predicted.data(), losses + num_targets_, out.predicted.size() * sizeof(std::int32_t));
-  if (num_classes_ == 0) return out;
+  if (num_scores_ == 0) return out;
+  if (are_values_) {
+    out.values.assign(host.begin(), host.begin() + num_targets_);
+    return out;
+  }
   for (std::int64_t i = 0; i < num_targets_; ++i) {
-    AppendProbabilities(host.data() + i * num_classes_, num_classes_, &out.probabilities);
+    AppendProbabilities(host.data() + i * num_scores_, num_scores_, &out.probabilities);
   }
   return out;
 }
 
-std::int64_t PredictionFloats(std::int64_t num_targets, std::int64_t num_classes) {
-  return num_targets * (num_classes + 2);
+std::int64_t PredictionFloats(std::int64_t num_targets, std::int64_t num_scores) {
+  return num_targets * (num_scores + 2);
 }
 
 }  // namespace qst

@@ -15,16 +15,17 @@ namespace qst {
 
 // On the host, by target.
 struct Predictions {
-  std::vector<float> losses;            // [num] -log p(target)
+  std::vector<float> losses;            // [num] -log p(target), or the squared error
   std::vector<std::int32_t> predicted;  // [num] most probable token or class
   std::vector<float> probabilities;     // [num, C], classification without gradients only
+  std::vector<float> values;            // [num], regression without gradients only
 };
 
 // Where the head writes them; memory of an arena.
 class PredictionBuffer {
  public:
-  // num_classes: columns of the logits that are kept; 0 keeps none.
-  absl::Status Allocate(std::int64_t num_targets, std::int64_t num_classes, Arena* arena);
+  // num_scores: columns of the logits that are kept; 0 keeps none. are_values: they are what a regression predicts.
+  absl::Status Allocate(std::int64_t num_targets, std::int64_t num_scores, bool are_values, Arena* arena);
   // Forgets the memory, which goes back to the arena in the owner's own way.
   void Clear() { *this = PredictionBuffer(); }
 
@@ -36,11 +37,12 @@ class PredictionBuffer {
  private:
   float* memory_ = nullptr;  // logits [num, C], losses [num], predicted [num]
   std::int64_t num_targets_ = 0;
-  std::int64_t num_classes_ = 0;
+  std::int64_t num_scores_ = 0;
+  bool are_values_ = false;
 };
 
 // Floats that Allocate takes from the arena.
-std::int64_t PredictionFloats(std::int64_t num_targets, std::int64_t num_classes);
+std::int64_t PredictionFloats(std::int64_t num_targets, std::int64_t num_scores);
 
 }  // namespace qst
 

@@ -1,8 +1,10 @@
 #include "worker/side/side_batch.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/device_memory.h"
@@ -10,18 +12,24 @@
 
 namespace qst {
 
-absl::Status CheckBatch(const SideBatch& batch, std::int64_t num_outputs) {
+absl::Status CheckBatch(const SideBatch& batch, std::int64_t num_outputs, bool is_regression) {
   const bool offsets_ok = batch.offsets.size() >= 2 && batch.offsets.front() == 0 &&
                           std::is_sorted(batch.offsets.begin(), batch.offsets.end());
   if (!offsets_ok) return absl::InvalidArgumentError("side network: sequence offsets must start at 0 and never fall");
-  if (batch.rows.size() != batch.targets.size()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("side network: ", batch.rows.size(), " rows but ", batch.targets.size(), " targets"));
+  const std::size_t num_targets = is_regression ? batch.values.size() : batch.targets.size();
+  if (batch.rows.size() != num_targets || (is_regression ? batch.targets.size() : batch.values.size()) > 0) {
+    return absl::InvalidArgumentError(absl::StrCat("side network: ", batch.rows.size(), " rows but ",
+                                                   batch.targets.size(), " targets and ", batch.values.size(),
+                                                   " values"));
   }
   for (std::size_t i = 0; i < batch.rows.size(); ++i) {
     if (batch.rows[i] < (i == 0 ? 0 : batch.rows[i - 1] + 1) || batch.rows[i] >= batch.num_tokens()) {
       return absl::InvalidArgumentError(absl::StrCat("side network: row ", batch.rows[i], " of target ", i,
                                                      " is out of order or not below ", batch.num_tokens()));
+    }
+    if (is_regression) {
+      if (std::isfinite(batch.values[i])) continue;
+      return absl::InvalidArgumentError(absl::StrCat("side network: value ", i, " is not a finite number"));
     }
     if (batch.targets[i] < 0 || batch.targets[i] >= num_outputs) {
       return absl::InvalidArgumentError(
@@ -32,7 +40,7 @@ absl::Status CheckBatch(const SideBatch& batch, std::int64_t num_outputs) {
 }
 
 absl::StatusOr<DeviceBatch> UploadBatch(const OpContext& ctx, const SideBatch& batch, Arena* arena) {
-  // Packed: offsets, positions, rows, targets.
+  // Packed: offsets, positions, rows, targets or the values' bits.
   std::vector<std::int32_t> packed = batch.offsets;
   const std::size_t positions_at = packed.size();
   for (std::size_t s = 0; s + 1 < batch.offsets.size(); ++s) {
@@ -41,6 +49,10 @@ absl::StatusOr<DeviceBatch> UploadBatch(const OpContext& ctx, const SideBatch& b
   const std::size_t rows_at = packed.size();
   packed.insert(packed.end(), batch.rows.begin(), batch.rows.end());
   packed.insert(packed.end(), batch.targets.begin(), batch.targets.end());
+  packed.resize(packed.size() + batch.values.size());
+  if (!batch.values.empty()) {
+    std::memcpy(&packed[rows_at + batch.rows.size()], batch.values.data(), batch.values.size() * sizeof(float));
+  }
 
   const auto size = static_cast<std::int64_t>(packed.size());
   QST_ASSIGN_OR_RETURN(std::int32_t* const memory, arena->Ints(size));
@@ -48,7 +60,14 @@ absl::StatusOr<DeviceBatch> UploadBatch(const OpContext& ctx, const SideBatch& b
   DeviceBatch out;
   out.offsets = {memory, static_cast<std::int64_t>(batch.offsets.size()) - 1};
   out.positions = memory + positions_at;
-  out.targets = {memory + rows_at, memory + rows_at + batch.rows.size(), batch.num_targets()};
+  std::int32_t* const targets = memory + rows_at + batch.rows.size();
+  out.targets.rows = memory + rows_at;
+  out.targets.num = batch.num_targets();
+  if (batch.values.empty()) {
+    out.targets.targets = targets;
+  } else {
+    out.targets.values = static_cast<const float*>(static_cast<const void*>(targets));
+  }
   return out;
 }
 

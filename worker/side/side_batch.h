@@ -17,16 +17,19 @@ namespace qst {
 // Whole sequences one after another, T tokens in all, and what to predict in them.
 struct SideBatch {
   std::vector<std::int32_t> offsets;  // [num_sequences + 1], from 0 to T
-  // Rows (ascending) with a target, and the target: the next token, or the class of the sequence that the row ends.
+  // Rows (ascending) with a target, and the target: the next token, or the class of the sequence that the row ends, or
+  // its value for regression.
   std::vector<std::int32_t> rows;
-  std::vector<std::int32_t> targets;
+  std::vector<std::int32_t> targets;  // empty for regression
+  std::vector<float> values;          // empty for all else
 
   std::int64_t num_tokens() const { return offsets.empty() ? 0 : offsets.back(); }
-  std::int64_t num_targets() const { return static_cast<std::int64_t>(targets.size()); }
+  std::int64_t num_targets() const { return static_cast<std::int64_t>(rows.size()); }
 };
 
-// kInvalidArgument: offsets that fall, rows out of order, targets outside [0, num_outputs). Ops on a GPU cannot look.
-[[nodiscard]] absl::Status CheckBatch(const SideBatch& batch, std::int64_t num_outputs);
+// kInvalidArgument: offsets that fall, rows out of order, targets outside [0, num_outputs), values of a regression that
+// are not finite, targets of the other kind. Ops on a GPU cannot look.
+[[nodiscard]] absl::Status CheckBatch(const SideBatch& batch, std::int64_t num_outputs, bool is_regression);
 
 // The same in memory of the arena.
 struct DeviceBatch {

@@ -82,9 +82,9 @@ absl::Status Finish(SideNetworkConfig* config) {
       return absl::InvalidArgumentError(
           absl::StrCat("task.labels: classification needs at least 2 labels, has ", config->num_classes()));
     }
-  } else if (!config->has_side_network()) {
+  } else if (!config->has_side_network() && !config->has_score_head()) {
     return absl::InvalidArgumentError(
-        "side.preset: probe trains only a classifier, so task.type must be classification");
+        "side.preset: probe trains only a head, so task.type must be classification or regression");
   }
   const std::int64_t parts = config->reduction * dims.num_heads;
   config->head_dim = RoundUp((dims.hidden_size + parts - 1) / parts, dims.is_opt() ? 1 : 2);

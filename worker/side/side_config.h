@@ -88,7 +88,11 @@ struct SideNetworkConfig {
   // Preset probe has only a head.
   bool has_side_network() const { return preset != v1::SIDE_PRESET_PROBE; }
   bool is_classification() const { return task == v1::TASK_TYPE_CLASSIFICATION; }
+  bool is_regression() const { return task == v1::TASK_TYPE_REGRESSION; }
+  // Its own head in place of the backbone's: a score for each class, or the number.
+  bool has_score_head() const { return is_classification() || is_regression(); }
   std::int64_t num_classes() const { return static_cast<std::int64_t>(labels.size()); }
+  std::int64_t num_scores() const { return is_regression() ? 1 : num_classes(); }
   // The first hidden state that the network reads: 0, or N for a probe.
   std::int64_t first_layer() const { return has_side_network() ? 0 : backbone.num_layers; }
   // Modules: one per state h_f[0..N], or N where h_f[0] shares the one of h_f[1].

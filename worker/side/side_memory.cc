@@ -44,7 +44,7 @@ std::int64_t CudaWorkspaceBytes(const SideNetworkConfig& config, std::int64_t nu
   };
   const std::int64_t e = config.backbone.output_width();
   cuda::LinearShape head = TrainedLayer(head_rows, NumOutputs(config), e, DType::kF32);
-  if (!config.is_classification()) {
+  if (!config.has_score_head()) {
     head.w = DType::kBF16;
     head.needs_grad_x = config.has_side_network();
     head.needs_grad_w = false;

@@ -56,13 +56,13 @@ absl::StatusOr<std::unique_ptr<SideNetwork>> SideNetwork::Create(const OpContext
 absl::StatusOr<DeviceBatch> SideNetwork::Begin(const SideBatch& batch, bool want_grad) {
   has_activations_ = false;
   predictions_.Clear();
-  QST_RETURN_IF_ERROR(CheckBatch(batch, NumOutputs(config_)));
+  QST_RETURN_IF_ERROR(CheckBatch(batch, NumOutputs(config_), config_.is_regression()));
   // Evaluation gives most of its memory back layer by layer: it grows to what it needs, which is less.
   QST_RETURN_IF_ERROR(arena_.Reset(
       want_grad ? SideActivationFloats(config_, ctx_.device, batch.num_tokens(), batch.num_targets()) : 0));
   QST_ASSIGN_OR_RETURN(const DeviceBatch uploaded, UploadBatch(ctx_, batch, &arena_));
-  const std::int64_t num_classes = config_.is_classification() && !want_grad ? config_.num_classes() : 0;
-  QST_RETURN_IF_ERROR(predictions_.Allocate(batch.num_targets(), num_classes, &arena_));
+  const std::int64_t num_scores = config_.has_score_head() && !want_grad ? config_.num_scores() : 0;
+  QST_RETURN_IF_ERROR(predictions_.Allocate(batch.num_targets(), num_scores, config_.is_regression(), &arena_));
   return uploaded;
 }
 

@@ -12,6 +12,7 @@
 #include "kernels/testing/test_memory.h"
 #include "proto/support/status_matchers.h"
 #include "worker/side/host_matrix.h"
+#include "worker/side/random.h"
 #include "worker/side/side_memory.h"
 #include "worker/side/testing/golden.h"
 #include "worker/testing/test_device.h"
@@ -183,9 +184,8 @@ TEST_P(SideNetworkTest, ASequenceDoesNotDependOnItsNeighbours) {
   alone.offsets = {0, 4};
   alone.rows = {0, 2};
   alone.targets = {batch.targets[3], batch.targets[4]};
-  QST_ASSERT_OK(network->Evaluate(alone, [&](std::int64_t layer) -> absl::StatusOr<ConstMatrixView> {
-    return Rows(*all(layer), 6, 10);
-  }));
+  QST_ASSERT_OK(network->Evaluate(
+      alone, [&](std::int64_t layer) -> absl::StatusOr<ConstMatrixView> { return Rows(*all(layer), 6, 10); }));
   const std::vector<float> part = PredictionsOf(*network).losses;
   ASSERT_EQ(part.size(), 2u);
   for (std::size_t i = 0; i < 2; ++i) {
@@ -195,6 +195,84 @@ TEST_P(SideNetworkTest, ASequenceDoesNotDependOnItsNeighbours) {
       EXPECT_EQ(part[i], whole[3 + i]);
     }
   }
+}
+
+// Of each tensor in a direction of its own: the slope of the summed squared errors, by central differences.
+TEST_P(SideNetworkTest, RegressionsGradientIsTheSlopeOfItsSquaredError) {
+  const GoldenCase golden("lora_classification");
+  SideNetworkConfig config = golden.config();
+  config.task = v1::TASK_TYPE_REGRESSION;
+  config.labels.clear();
+  auto network = SideNetwork::Create(ctx_, config, golden.frozen(), /*seed=*/3);
+  QST_ASSERT_OK(network);
+  Parameters& parameters = (*network)->parameters();
+  // Away from output mix 1, where the side network has no gradient.
+  const ParameterInfo& mix = *parameters.Find("score_z");
+  const std::vector<float> half(static_cast<std::size_t>(mix.num_elems()), 0.5f);
+  QST_ASSERT_OK(parameters.Upload(ParameterBuffer::kValues, mix, half.data()));
+  SideBatch batch = golden.batch();
+  batch.targets.clear();
+  for (std::size_t i = 0; i < batch.rows.size(); ++i) batch.values.push_back(0.5f * static_cast<float>(i) - 1.0f);
+  const HiddenStateSource states = golden.HiddenStates(DType::kF32);
+  const auto sum_of_losses = [&] {
+    QST_EXPECT_OK((*network)->Evaluate(batch, states));
+    const Predictions predictions = PredictionsOf(**network);
+    double sum = 0.0;
+    for (std::size_t i = 0; i < batch.values.size(); ++i) {
+      const double difference = static_cast<double>(predictions.values[i]) - static_cast<double>(batch.values[i]);
+      EXPECT_NEAR(predictions.losses[i], difference * difference, 1e-5);
+      EXPECT_EQ(predictions.predicted[i], 0);
+      sum += difference * difference;
+    }
+    EXPECT_TRUE(predictions.probabilities.empty());
+    return sum;
+  };
+  constexpr float kScale = 0.25f;
+  QST_ASSERT_OK((*network)->AccumulateGradients(batch, states, kScale));
+  const std::vector<float> gradients = GradientsOf(**network);
+  const auto all_values = parameters.Download(ParameterBuffer::kValues);
+  QST_ASSERT_OK(all_values);
+  Random random(17, "directions");
+  for (const ParameterInfo& info : parameters.layout()) {
+    const auto num = static_cast<std::size_t>(info.num_elems());
+    const std::vector<float> values(all_values->begin() + info.offset,
+                                    all_values->begin() + info.offset + info.num_elems());
+    std::vector<float> direction(num);
+    double expected = 0.0, norm = 0.0;
+    for (std::size_t i = 0; i < num; ++i) {
+      direction[i] = random.Symmetric(1.0f);
+      norm += direction[i] * direction[i];
+      expected += static_cast<double>(direction[i]) * gradients[info.offset + i] / kScale;
+    }
+    const double step = 4e-3 / std::sqrt(norm);
+    double slope = 0.0;
+    for (const double sign : {1.0, -1.0}) {
+      std::vector<float> moved = values;
+      for (std::size_t i = 0; i < num; ++i) moved[i] += static_cast<float>(sign * step * direction[i]);
+      QST_ASSERT_OK(parameters.Upload(ParameterBuffer::kValues, info, moved.data()));
+      slope += sign * sum_of_losses() / (2 * step);
+    }
+    QST_ASSERT_OK(parameters.Upload(ParameterBuffer::kValues, info, values.data()));
+    EXPECT_NEAR(slope, expected, 1e-3 * std::sqrt(norm) + 1e-2 * std::abs(expected)) << info.name;
+  }
+}
+
+TEST_P(SideNetworkTest, RegressionRefusesClassesAndNumbersThatAreNone) {
+  const GoldenCase golden("lora_classification");
+  SideNetworkConfig config = golden.config();
+  config.task = v1::TASK_TYPE_REGRESSION;
+  config.labels.clear();
+  auto network = SideNetwork::Create(ctx_, config, golden.frozen(), /*seed=*/3);
+  QST_ASSERT_OK(network);
+  const HiddenStateSource states = golden.HiddenStates(DType::kF32);
+  EXPECT_THAT((*network)->Evaluate(golden.batch(), states),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("targets and 0 values")));
+  SideBatch batch = golden.batch();
+  batch.values.assign(batch.targets.size(), 1.0f);
+  batch.targets.clear();
+  batch.values[1] = NAN;
+  EXPECT_THAT((*network)->Evaluate(batch, states),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("value 1 is not a finite number")));
 }
 
 TEST_P(SideNetworkTest, AMicroBatchWithoutTargetsHasNoGradient) {

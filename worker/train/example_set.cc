@@ -1,6 +1,7 @@
 #include "worker/train/example_set.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -17,7 +18,7 @@ ExampleSet::ExampleSet(v1::TaskType task, std::vector<EncodedExample> examples, 
   QST_CHECK(texts_.empty() || texts_.size() == examples_.size());
   for (const EncodedExample& example : examples_) {
     std::int64_t num = 1;
-    if (task_ != v1::TASK_TYPE_CLASSIFICATION) {
+    if (task_ == v1::TASK_TYPE_CAUSAL_LM) {
       num = 0;
       for (std::size_t i = 1; i < example.target_mask.size(); ++i) num += example.target_mask[i] != 0;
     }
@@ -37,7 +38,9 @@ absl::Status ExampleSet::Check(const SideNetworkConfig& config, const char* what
         return error(absl::StrCat("token ", token, " is outside the vocabulary of ", config.backbone.vocab_size));
       }
     }
-    if (config.is_classification()) {
+    if (config.is_regression()) {
+      if (!std::isfinite(example.value)) return error("its value is not a finite number");
+    } else if (config.is_classification()) {
       if (example.label < 0 || example.label >= config.num_classes()) {
         return error(absl::StrCat("class ", example.label, " is outside the ", config.num_classes(), " labels"));
       }
@@ -70,6 +73,7 @@ std::string ExampleSet::Fingerprint() const {
     sha.Update(header, sizeof(header));
     sha.Update(example.tokens.data(), example.tokens.size() * sizeof(std::int32_t));
     sha.Update(example.target_mask.data(), example.target_mask.size());
+    if (task_ == v1::TASK_TYPE_REGRESSION) sha.Update(&example.value, sizeof(example.value));
   }
   return sha.HexDigest();
 }
@@ -81,7 +85,10 @@ SideBatch ExampleSet::MakeBatch(const std::vector<std::int64_t>& indices) const 
     const EncodedExample& example = examples_[index];
     const std::int32_t begin = batch.offsets.back();
     const auto length = static_cast<std::int32_t>(example.tokens.size());
-    if (task_ == v1::TASK_TYPE_CLASSIFICATION) {
+    if (task_ == v1::TASK_TYPE_REGRESSION) {
+      batch.rows.push_back(begin + length - 1);
+      batch.values.push_back(example.value);
+    } else if (task_ == v1::TASK_TYPE_CLASSIFICATION) {
       batch.rows.push_back(begin + length - 1);
       batch.targets.push_back(example.label);
     } else {

@@ -19,7 +19,8 @@ class ExampleSet {
   // texts: shown beside predictions; empty, or one per example.
   ExampleSet(v1::TaskType task, std::vector<EncodedExample> examples, std::vector<std::string> texts = {});
 
-  // kInvalidArgument: an example without tokens, masks of another length, labels or tokens out of range.
+  // kInvalidArgument: an example without tokens, masks of another length, labels or tokens out of range, values that are
+  // not finite.
   absl::Status Check(const SideNetworkConfig& config, const char* what) const;
 
   std::int64_t size() const { return static_cast<std::int64_t>(examples_.size()); }
@@ -29,7 +30,7 @@ class ExampleSet {
   std::vector<std::int64_t> Lengths() const;
   std::int64_t NumTargets(std::int64_t example) const { return num_targets_[example]; }
   std::int64_t max_length() const;  // tokens
-  // SHA-256 of all tokens, masks and labels.
+  // SHA-256 of all tokens, masks and labels or values.
   std::string Fingerprint() const;
 
   // What the side network predicts in these examples, packed in this order.

@@ -24,6 +24,8 @@ absl::Status OutOfRange(const char* field, double value, const char* range) {
 absl::StatusOr<TrainSettings> ResolveTrainSettings(const v1::JobSpec& spec) {
   const v1::TrainConfig& train = spec.train();
   const bool is_classification = spec.task().type() == v1::TASK_TYPE_CLASSIFICATION;
+  // Regression is trained as classification is.
+  const bool has_score_head = is_classification || spec.task().type() == v1::TASK_TYPE_REGRESSION;
   TrainSettings out;
   if (train.epochs() != 0.0) out.epochs = train.epochs();
   if (!(out.epochs > 0.0) || out.epochs > 1e6) return OutOfRange("train.epochs", out.epochs, "in (0, 1e6]");
@@ -41,9 +43,9 @@ absl::StatusOr<TrainSettings> ResolveTrainSettings(const v1::JobSpec& spec) {
   }
   out.schedule = train.schedule();
   if (out.schedule == v1::SCHEDULE_UNSPECIFIED) {
-    out.schedule = is_classification ? v1::SCHEDULE_LINEAR : v1::SCHEDULE_CONSTANT;
+    out.schedule = has_score_head ? v1::SCHEDULE_LINEAR : v1::SCHEDULE_CONSTANT;
   }
-  out.warmup_ratio = train.has_warmup_ratio() ? train.warmup_ratio() : (is_classification ? 0.06 : 0.03);
+  out.warmup_ratio = train.has_warmup_ratio() ? train.warmup_ratio() : (has_score_head ? 0.06 : 0.03);
   if (!(out.warmup_ratio >= 0.0 && out.warmup_ratio <= 1.0)) {
     return OutOfRange("train.warmup_ratio", out.warmup_ratio, "in [0, 1]");
   }
@@ -71,7 +73,7 @@ absl::StatusOr<TrainSettings> ResolveTrainSettings(const v1::JobSpec& spec) {
   if (train.has_shuffle()) out.shuffle = train.shuffle();
   if (train.log_every_steps() != 0) out.log_every_steps = train.log_every_steps();
   out.eval_every_steps = static_cast<std::int64_t>(std::min<std::uint64_t>(spec.eval().every_steps(), kMaxSteps));
-  out.eval_at_start = spec.eval().has_at_start() ? spec.eval().at_start() : !is_classification;
+  out.eval_at_start = spec.eval().has_at_start() ? spec.eval().at_start() : !has_score_head;
   out.linear_probe = spec.eval().linear_probe();
   if (out.linear_probe && !is_classification) {
     return absl::InvalidArgumentError("eval.linear_probe: only classification has one");

@@ -155,7 +155,7 @@ absl::Status Trainer::Evaluate(const TrainingContext& context, std::int64_t step
     state_.best_eval = value;
     state_.best_eval_step = step;
   }
-  return is_classification ? WritePredictions(result) : absl::OkStatus();
+  return options_.side.has_score_head() ? WritePredictions(result) : absl::OkStatus();
 }
 
 absl::Status Trainer::WritePredictions(const EvalResult& result) const {
@@ -165,8 +165,13 @@ absl::Status Trainer::WritePredictions(const EvalResult& result) const {
     nlohmann::ordered_json json;
     json["line"] = eval_[i].line;
     if (eval_.text(i) != nullptr) json["text"] = *eval_.text(i);
-    json["label"] = labels[eval_[i].label];
-    json["prediction"] = labels[result.predicted[i]];
+    if (options_.side.is_regression()) {
+      json["label"] = eval_[i].value;
+      json["prediction"] = result.values[i];
+    } else {
+      json["label"] = labels[eval_[i].label];
+      json["prediction"] = labels[result.predicted[i]];
+    }
     for (std::size_t c = 0; c < labels.size(); ++c) {
       json["probabilities"][labels[c]] = result.probabilities[i * labels.size() + c];
     }

@@ -10,8 +10,8 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
-#include "nlohmann/json.hpp"
 #include "kernels/testing/test_memory.h"
+#include "nlohmann/json.hpp"
 #include "proto/support/status_matchers.h"
 #include "worker/side/random.h"
 #include "worker/testing/test_device.h"
@@ -35,8 +35,8 @@ std::string ReadFile(const std::string& path) {
   return out.str();
 }
 
-// Chains in which each token follows from the one before, from which three classes follow, too.
-std::vector<EncodedExample> MakeExamples(int num, bool is_classification, std::uint64_t seed) {
+// Chains in which each token follows from the one before, from which classes and numbers follow, too.
+std::vector<EncodedExample> MakeExamples(int num, const SideNetworkConfig& side, std::uint64_t seed) {
   Random random(seed, "examples");
   std::vector<EncodedExample> out;
   for (int i = 0; i < num; ++i) {
@@ -47,8 +47,10 @@ std::vector<EncodedExample> MakeExamples(int num, bool is_classification, std::u
       example.tokens.push_back(token);
       token = (token * 3 + 1) % kVocab;
     }
-    if (is_classification) {
-      example.label = example.tokens.back() % 3;
+    if (side.is_classification()) {
+      example.label = static_cast<std::int32_t>(example.tokens.back() % side.num_classes());
+    } else if (side.is_regression()) {
+      example.value = static_cast<float>(example.tokens.back() % 3) - 0.5f;
     } else {
       example.target_mask.assign(length, 1);
       example.target_mask[0] = 0;
@@ -100,7 +102,7 @@ class TrainerTest : public DeviceTest {
   FrozenHead Frozen() const {
     FrozenHead frozen;
     frozen.final_norm = Matrix(norm_.data(), 1, kHidden);
-    if (!options_.side.is_classification()) {
+    if (!options_.side.has_score_head()) {
       frozen.lm_head = WeightView::Dense(Matrix(lm_head_.data(), kVocab, kHidden));
     }
     return frozen;
@@ -117,11 +119,10 @@ class TrainerTest : public DeviceTest {
     stream_options_.max_passes_in_flight = options_.settings.max_passes_in_flight;
     stream_ = std::make_unique<FakeHiddenStateStream>(stream_options_);
     options_.job_folder = folder_ + "/" + name;
-    const bool is_classification = options_.side.is_classification();
-    auto trainer = Trainer::Create(options_, Frozen(),
-                                   ExampleSet(options_.side.task, MakeExamples(60, is_classification, 1)),
-                                   ExampleSet(options_.side.task, MakeExamples(20, is_classification, 2)),
-                                   stream_.get(), ops_, callbacks_);
+    const v1::TaskType task = options_.side.task;
+    auto trainer =
+        Trainer::Create(options_, Frozen(), ExampleSet(task, MakeExamples(60, options_.side, 1)),
+                        ExampleSet(task, MakeExamples(20, options_.side, 2)), stream_.get(), ops_, callbacks_);
     if (!trainer.ok()) return trainer.status();
     trainer_ = *std::move(trainer);
     return trainer_->Run();
@@ -202,6 +203,66 @@ TEST_P(TrainerTest, ClassifierLearnsAndWritesPredictions) {
   }
   EXPECT_EQ(num, 20);
   EXPECT_DOUBLE_EQ(num_correct / 20.0, EvalValues("accuracy").back());
+}
+
+TEST_P(TrainerTest, RegressionLearnsAndWritesItsNumbers) {
+  SetTask(v1::TASK_TYPE_REGRESSION);
+  options_.settings.max_steps = 80;
+  options_.settings.eval_every_steps = 40;
+  options_.settings.learning_rate = 1e-2;
+  QST_ASSERT_OK(Train("job"));
+  const std::vector<double> mse = EvalValues("mse");
+  EXPECT_EQ(mse, EvalValues("loss"));
+  EXPECT_LT(mse.back(), 0.5 * mse.front());
+  EXPECT_GT(EvalValues("pearson").back(), 0.7);
+  EXPECT_GT(EvalValues("spearman").back(), 0.6);
+  std::istringstream in(ReadFile(folder_ + "/job/results/predictions.jsonl"));
+  double sum = 0.0;
+  int num = 0;
+  for (std::string text; std::getline(in, text); ++num) {
+    const nlohmann::json line = nlohmann::json::parse(text);
+    EXPECT_FALSE(line.contains("probabilities"));
+    const double difference = line["prediction"].get<double>() - line["label"].get<double>();
+    sum += difference * difference;
+  }
+  EXPECT_EQ(num, 20);
+  EXPECT_NEAR(sum / num, mse.back(), 1e-5);
+  // What resumes goes on with the same numbers.
+  const std::string whole = Curve();
+  callbacks_.on_progress = [this](const v1::JobProgress& p) {
+    if (p.step() == 7) trainer_->Cancel();
+  };
+  EXPECT_THAT(Train("resumed"), StatusIs(absl::StatusCode::kCancelled));
+  callbacks_.on_progress = nullptr;
+  QST_ASSERT_OK(Train("resumed"));
+  EXPECT_TRUE(absl::EndsWith(whole, Curve()));
+  EXPECT_EQ(NetworkBytes("resumed"), NetworkBytes("job"));
+}
+
+TEST_P(TrainerTest, TwoClassesHaveF1AndMatthewsCorrelation) {
+  SetTask(v1::TASK_TYPE_CLASSIFICATION);
+  QST_ASSERT_OK(Train("three"));
+  EXPECT_TRUE(trainer_->last_eval().count("accuracy"));
+  EXPECT_FALSE(trainer_->last_eval().count("f1"));
+  options_.side.labels = {"a", "b"};
+  options_.settings.max_steps = 80;
+  options_.settings.learning_rate = 1e-2;
+  QST_ASSERT_OK(Train("two"));
+  double right_yes = 0, right_no = 0, wrong_yes = 0, wrong_no = 0;
+  std::istringstream in(ReadFile(folder_ + "/two/results/predictions.jsonl"));
+  for (std::string text; std::getline(in, text);) {
+    const nlohmann::json line = nlohmann::json::parse(text);
+    const bool is_yes = line["prediction"] == "b";
+    const bool is_right = line["prediction"] == line["label"];
+    (is_yes ? (is_right ? right_yes : wrong_yes) : (is_right ? right_no : wrong_no)) += 1;
+  }
+  EXPECT_GT(right_yes, 0);
+  EXPECT_NEAR(EvalValues("f1").back(), 2 * right_yes / (2 * right_yes + wrong_yes + wrong_no), 1e-8);
+  EXPECT_NEAR(
+      EvalValues("matthews").back(),
+      (right_yes * right_no - wrong_yes * wrong_no) /
+          std::sqrt((right_yes + wrong_yes) * (right_yes + wrong_no) * (right_no + wrong_yes) * (right_no + wrong_no)),
+      1e-8);
 }
 
 TEST_P(TrainerTest, ProbeReadsOnlyTheLastLayer) {
@@ -385,8 +446,8 @@ TEST_P(TrainerTest, RefusesACheckpointOfOtherSettings) {
 TEST_P(TrainerTest, StopsWhereTheLossIsNotFinite) {
   stream_options_.nan_layer = 1;
   stream_options_.nan_from_pass = 3;
-  EXPECT_THAT(Train("job"), StatusIs(absl::StatusCode::kFailedPrecondition,
-                                     HasSubstr("in the backbone's hidden state of layer 1")));
+  EXPECT_THAT(Train("job"),
+              StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("in the backbone's hidden state of layer 1")));
 }
 
 TEST_P(TrainerTest, PassesOnTheLossOfAStage) {

@@ -12,6 +12,7 @@
 #include "absl/time/clock.h"
 #include "kernels/device_memory.h"
 #include "proto/support/status_macros.h"
+#include "worker/train/eval_metrics.h"
 
 namespace qst {
 namespace {
@@ -58,6 +59,29 @@ absl::StatusOr<double> FetchNorm(const Optimizer& optimizer, const Parameters& p
   }
   return absl::FailedPreconditionError(
       absl::StrCat("step ", step, ": the gradient is not finite, first in ", name, kAdvice));
+}
+
+// Of result->predicted; of the probe's predictions, if there are any.
+void AddClassificationMetrics(const SideNetworkConfig& config, const std::vector<std::int32_t>& expected,
+                              const std::vector<std::int32_t>& of_probe, EvalResult* result) {
+  const auto share = [&](std::int64_t part) {
+    return expected.empty() ? 0.0 : static_cast<double>(part) / static_cast<double>(expected.size());
+  };
+  const auto accuracy = [&](const std::vector<std::int32_t>& predicted) {
+    std::int64_t num_correct = 0;
+    for (std::size_t i = 0; i < expected.size(); ++i) num_correct += predicted[i] == expected[i];
+    return share(num_correct);
+  };
+  std::map<std::int32_t, std::int64_t> label_counts;
+  std::int64_t most_frequent = 0;
+  for (const std::int32_t label : expected) most_frequent = std::max(most_frequent, ++label_counts[label]);
+  result->metrics["accuracy"] = accuracy(result->predicted);
+  result->metrics["majority_share"] = share(most_frequent);
+  if (!of_probe.empty()) result->metrics["probe_accuracy"] = accuracy(of_probe);
+  if (config.num_classes() != 2) return;
+  const BinaryScores scores = ScoreBinary(result->predicted, expected);
+  result->metrics["f1"] = scores.f1;
+  result->metrics["matthews"] = scores.matthews;
 }
 
 }  // namespace
@@ -111,13 +135,14 @@ absl::StatusOr<StepResult> RunTrainingStep(const TrainingContext& context, std::
 }
 
 absl::StatusOr<EvalResult> RunEvaluation(const TrainingContext& context, std::int64_t num_micro_batches) {
-  const bool is_classification = context.network->config().is_classification();
+  const SideNetworkConfig& config = context.network->config();
   EvalResult result;
   double loss_sum = 0.0;
   std::int64_t num_targets = 0;
-  std::int64_t num_correct = 0;
-  std::int64_t num_probe_correct = 0;
-  std::map<std::int32_t, std::int64_t> label_counts;
+  std::vector<std::int32_t> expected;  // classes
+  std::vector<float> expected_values;  // regression
+  std::vector<std::int32_t> of_probe;
+  const auto append = [](const auto& from, auto* to) { to->insert(to->end(), from.begin(), from.end()); };
   for (std::int64_t i = 0; i < num_micro_batches; ++i) {
     QST_ASSIGN_OR_RETURN(const MicroBatch micro_batch, NextOfKind(context.queue, WorkItem::Kind::kEvaluate));
     QST_RETURN_IF_ERROR(context.network->Evaluate(micro_batch.batch, context.queue->States()));
@@ -127,31 +152,26 @@ absl::StatusOr<EvalResult> RunEvaluation(const TrainingContext& context, std::in
     QST_ASSIGN_OR_RETURN(const Predictions predictions, context.network->FetchPredictions());
     loss_sum += Sum(predictions.losses);
     num_targets += static_cast<std::int64_t>(predictions.losses.size());
-    for (std::size_t j = 0; j < predictions.predicted.size(); ++j) {
-      num_correct += predictions.predicted[j] == micro_batch.batch.targets[j];
-      ++label_counts[micro_batch.batch.targets[j]];
-    }
-    if (is_classification) {
-      result.predicted.insert(result.predicted.end(), predictions.predicted.begin(), predictions.predicted.end());
-      result.probabilities.insert(result.probabilities.end(), predictions.probabilities.begin(),
-                                  predictions.probabilities.end());
+    if (config.is_classification()) {
+      append(micro_batch.batch.targets, &expected);
+      append(predictions.predicted, &result.predicted);
+      append(predictions.probabilities, &result.probabilities);
+    } else if (config.is_regression()) {
+      append(micro_batch.batch.values, &expected_values);
+      append(predictions.values, &result.values);
     }
     if (context.probe != nullptr) {
-      QST_ASSIGN_OR_RETURN(const Predictions of_probe, context.probe->FetchPredictions());
-      for (std::size_t j = 0; j < of_probe.predicted.size(); ++j) {
-        num_probe_correct += of_probe.predicted[j] == micro_batch.batch.targets[j];
-      }
+      QST_ASSIGN_OR_RETURN(const Predictions probe_predictions, context.probe->FetchPredictions());
+      append(probe_predictions.predicted, &of_probe);
     }
   }
-  const double count = static_cast<double>(num_targets);
-  result.metrics["loss"] = num_targets > 0 ? loss_sum / count : 0.0;
-  if (is_classification) {
-    const auto share = [&](std::int64_t part) { return num_targets > 0 ? static_cast<double>(part) / count : 0.0; };
-    std::int64_t most_frequent = 0;
-    for (const auto& [label, num] : label_counts) most_frequent = std::max(most_frequent, num);
-    result.metrics["accuracy"] = share(num_correct);
-    result.metrics["majority_share"] = share(most_frequent);
-    if (context.probe != nullptr) result.metrics["probe_accuracy"] = share(num_probe_correct);
+  result.metrics["loss"] = num_targets > 0 ? loss_sum / static_cast<double>(num_targets) : 0.0;
+  if (config.is_classification()) {
+    AddClassificationMetrics(config, expected, of_probe, &result);
+  } else if (config.is_regression()) {
+    result.metrics["mse"] = result.metrics["loss"];
+    result.metrics["pearson"] = PearsonCorrelation(result.values, expected_values);
+    result.metrics["spearman"] = SpearmanCorrelation(result.values, expected_values);
   } else {
     result.metrics["perplexity"] = std::exp(result.metrics["loss"]);
   }

@@ -48,11 +48,13 @@ absl::StatusOr<StepResult> RunTrainingStep(const TrainingContext& context, std::
 
 struct EvalResult {
   // causal_lm: loss (mean over targets), perplexity. classification: loss, accuracy, majority_share (of the most
-  // frequent label in the set: the accuracy of always guessing it) and, with a probe, probe_accuracy.
+  // frequent label in the set: the accuracy of always guessing it), with two classes f1 and matthews (of the second one)
+  // and, with a probe, probe_accuracy. regression: loss, which is mse, pearson and spearman.
   std::map<std::string, double> metrics;
   // Classification, in the order of the set.
   std::vector<std::int32_t> predicted;
   std::vector<float> probabilities;  // [examples, classes]
+  std::vector<float> values;         // [examples], regression
 };
 // Over the micro-batches that come next in the queue, num_micro_batches of them: the whole evaluation set.
 absl::StatusOr<EvalResult> RunEvaluation(const TrainingContext& context, std::int64_t num_micro_batches);
