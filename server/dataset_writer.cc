@@ -15,6 +15,20 @@
 #include "proto/support/status_macros.h"
 
 namespace qst {
+namespace {
+
+// The folder has this content already, if under another name: one more name for it, not another copy. False where that
+// cannot be, such as on file systems without links.
+bool LinkKnownContent(const std::string& folder, const std::string& path) {
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
+    if (entry.path() == path) return false;
+    if (link(entry.path().c_str(), path.c_str()) == 0) return true;
+  }
+  return false;
+}
+
+}  // namespace
 
 struct DatasetWriter::Hash {
   Hash() : context(EVP_MD_CTX_new()) {}
@@ -83,7 +97,9 @@ absl::StatusOr<ReceivedDataset> DatasetWriter::Finish(absl::string_view expected
   std::error_code error;
   received.was_there = !std::filesystem::create_directory(folder, error);
   if (error) return absl::ErrnoToStatus(error.value(), absl::StrCat("cannot make ", folder));
-  if (rename(upload_path_.c_str(), path.c_str()) != 0) {
+  if (received.was_there && LinkKnownContent(folder, path)) {
+    unlink(upload_path_.c_str());
+  } else if (rename(upload_path_.c_str(), path.c_str()) != 0) {
     return absl::ErrnoToStatus(errno, absl::StrCat("cannot rename ", upload_path_, " to ", path));
   }
   QST_RETURN_IF_ERROR(SyncFolder(folder));

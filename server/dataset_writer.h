@@ -33,7 +33,8 @@ class DatasetWriter {
   DatasetWriter& operator=(const DatasetWriter&) = delete;
 
   absl::Status Append(absl::string_view piece);
-  // Syncs and puts the file in its place. `expected_sha256` empty = not checked. kInvalidArgument: no content, or not
+  // Syncs and puts the file in its place; of a content that is there under another name, no second copy is kept.
+  // `expected_sha256` empty = not checked. kInvalidArgument: no content, or not
   // what was announced (kDataLoss).
   absl::StatusOr<ReceivedDataset> Finish(absl::string_view expected_sha256);
 

@@ -249,6 +249,19 @@ TEST_F(ServerDataTest, AnUploadIsStoredOnceUnderItsHash) {
   EXPECT_THAT(DatasetNames(), testing::IsEmpty());
 }
 
+TEST_F(ServerDataTest, AContentUnderAnotherFileNameIsNotStoredTwice) {
+  QST_ASSERT_OK(Upload(Header("a", "a.txt"), {"abc"}));
+  const auto again = Upload(Header("b", "b.csv"), {"abc"});
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_TRUE(again->already_stored());
+  EXPECT_EQ(again->dataset().file_name(), "b.csv") << "the newest name tells the format";
+  const std::string folder = store() + "/datasets/" + kSha256OfAbc;
+  EXPECT_TRUE(std::filesystem::equivalent(folder + "/a.txt", folder + "/b.csv"));
+  EXPECT_THAT(HiddenEntries("datasets"), testing::IsEmpty());
+  QST_ASSERT_OK(Upload(Header("", "a.txt"), {"abc"}));
+  EXPECT_EQ(std::filesystem::file_size(folder + "/a.txt"), 3u);
+}
+
 TEST_F(ServerDataTest, UploadsThatAreNotWhatTheySayAreRefusedAndLeaveNothing) {
   EXPECT_THAT(Upload(Header("x", "x.csv", std::string(64, '0')), {"abc"}),
               StatusIs(absl::StatusCode::kDataLoss, HasSubstr(kSha256OfAbc)));
