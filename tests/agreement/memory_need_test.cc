@@ -145,7 +145,10 @@ std::vector<BackboneDims> BackboneShapes() {
 
 TEST(MemoryNeedAgreementWithoutModelTest, TheSideNetworkOnEveryShapeDeviceAndWireType) {
   for (const BackboneDims& dims : BackboneShapes()) {
-    for (const v1::Downsample downsample : {v1::DOWNSAMPLE_ADAPTER, v1::DOWNSAMPLE_LINEAR, v1::DOWNSAMPLE_AVGPOOL}) {
+    for (const auto& [downsample, task] : {std::pair{v1::DOWNSAMPLE_ADAPTER, v1::TASK_TYPE_CAUSAL_LM},
+                                           {v1::DOWNSAMPLE_LINEAR, v1::TASK_TYPE_CAUSAL_LM},
+                                           {v1::DOWNSAMPLE_AVGPOOL, v1::TASK_TYPE_CAUSAL_LM},
+                                           {v1::DOWNSAMPLE_ADAPTER, v1::TASK_TYPE_REGRESSION}}) {
       for (const DeviceType device : {DeviceType::kCpu, DeviceType::kCuda}) {
         for (const v1::WireDtype wire : {v1::WIRE_DTYPE_BF16, v1::WIRE_DTYPE_INT8}) {
           JobLoad load;
@@ -157,6 +160,7 @@ TEST(MemoryNeedAgreementWithoutModelTest, TheSideNetworkOnEveryShapeDeviceAndWir
           load.side.set_rank(16);
           load.side.set_downsample(downsample);
           load.micro_batch_tokens = 2048;
+          load.task.set_type(task);
           v1::Model model;
           model.set_num_layers(dims.num_layers);
           model.set_hidden_size(dims.hidden_size);
@@ -170,7 +174,7 @@ TEST(MemoryNeedAgreementWithoutModelTest, TheSideNetworkOnEveryShapeDeviceAndWir
           const bool is_cuda = device == DeviceType::kCuda;
           const MemoryNeed need(model, load, is_cuda ? v1::DEVICE_KIND_CUDA : v1::DEVICE_KIND_CPU);
 
-          const auto side = ResolveSideConfig(load.side, v1::TASK_TYPE_CAUSAL_LM, {}, dims);
+          const auto side = ResolveSideConfig(load.side, task, {}, dims);
           QST_ASSERT_OK(side);
           LiveStreamOptions options;
           options.hidden_size = dims.hidden_size;

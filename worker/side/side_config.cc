@@ -184,7 +184,7 @@ absl::StatusOr<SideNetworkConfig> ResolveSideConfig(const v1::SideConfig& side, 
   config.gate_per_channel = side.has_gate_per_channel() ? side.gate_per_channel() : is_reference;
   config.frozen_mlp_norm = is_reference && backbone.is_opt();
   config.mix_weighs_side = is_reference && backbone.is_opt();
-  const double default_mix = config.mix_weighs_side && config.is_classification() ? 0.0 : 1.0;
+  const double default_mix = config.mix_weighs_side && config.has_score_head() ? 0.0 : 1.0;
   config.mix_init = side.has_mix_init() ? side.mix_init() : default_mix;
   config.sigmoid_mix = side.has_sigmoid_mix() ? side.sigmoid_mix() : is_reference;
   config.downsample_norm = side.has_downsample_norm() ? side.downsample_norm() : (is_reference || is_tuned);
