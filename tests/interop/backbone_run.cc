@@ -1,12 +1,14 @@
 #include "tests/interop/backbone_run.h"
 
-#include <cmath>
 #include <memory>
+#include <vector>
 
 #include "kernels/device.h"
 #include "kernels/ops.h"
 #include "proto/support/status_macros.h"
 #include "worker/backbone/stage.h"
+#include "worker/host_frozen.h"
+#include "worker/side/head.h"
 
 namespace qst {
 namespace {
@@ -45,19 +47,15 @@ absl::StatusOr<BackboneRun> RunBackbone(const StoredModel& model, const std::vec
     }
     return absl::OkStatus();
   }));
-  QST_ASSIGN_OR_RETURN(const std::vector<float> norm, model.Floats("model.norm.weight"));
-  for (std::int64_t row = 0; row < num_tokens; ++row) {
-    float* values = residual.data() + row * d;
-    double squares = 0.0;
-    for (std::int64_t i = 0; i < d; ++i) squares += static_cast<double>(values[i]) * values[i];
-    const double scale = 1.0 / std::sqrt(squares / static_cast<double>(d) + model.config().rms_norm_eps);
-    for (std::int64_t i = 0; i < d; ++i)
-      values[i] = static_cast<float>(values[i] * scale * norm[static_cast<std::size_t>(i)]);
-  }
-  QST_ASSIGN_OR_RETURN(const ConstMatrixView head, model.Head());
-  run.logits.resize(static_cast<std::size_t>(num_tokens * head.rows));
-  QST_RETURN_IF_ERROR(Linear(ctx, View(&residual, num_tokens, d), WeightView::Dense(head), {},
-                             View(&run.logits, num_tokens, head.rows), /*accumulate=*/false));
+  QST_ASSIGN_OR_RETURN(const std::unique_ptr<FrozenWeights> frozen,
+                       FrozenWeights::Load(ctx, model, /*needs_lm_head=*/true));
+  const WeightView& head = frozen->head().lm_head;
+  std::vector<float> output(static_cast<std::size_t>(num_tokens * head.cols()));
+  QST_RETURN_IF_ERROR(
+      BackboneOutput(ctx, frozen->head(), View(&residual, num_tokens, d), View(&output, num_tokens, head.cols())));
+  run.logits.resize(static_cast<std::size_t>(num_tokens * head.rows()));
+  QST_RETURN_IF_ERROR(Linear(ctx, View(&output, num_tokens, head.cols()), head, {},
+                             View(&run.logits, num_tokens, head.rows()), /*accumulate=*/false));
   return run;
 }
 

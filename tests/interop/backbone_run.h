@@ -1,4 +1,4 @@
-// Testonly: what the backbone of a stored model of the LLaMA family computes on the CPU, from tokens to logits.
+// Testonly: what the backbone of a stored model computes on the CPU, from tokens to logits.
 #ifndef QST_TESTS_INTEROP_BACKBONE_RUN_H_
 #define QST_TESTS_INTEROP_BACKBONE_RUN_H_
 

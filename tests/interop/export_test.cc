@@ -167,5 +167,17 @@ TEST(ExportInteropTest, AsStoredAndBackItIsTheSame) {
   EXPECT_EQ(Compute(*again).logits, Compute(*model).logits);
 }
 
+TEST(ExportInteropTest, OptModelsComeOutAndInAgainWithTheSameBits) {
+  for (const bool is_post_norm : {false, true}) {
+    SCOPED_TRACE(is_post_norm);
+    const std::string source = MakeTestFolder("opt");
+    QST_ASSERT_OK(WriteTinyModel(MakeTinyModel(TinyOptConfig(is_post_norm), 5), source));
+    const auto model = Import(source, StoreQuantization{});
+    const BackboneRun expected = Compute(*model);
+    EXPECT_EQ(Compute(*Import(Export(*model, /*dequantize=*/true), std::nullopt)).logits, expected.logits);
+    EXPECT_EQ(Compute(*Import(Export(*model, /*dequantize=*/false), std::nullopt)).logits, expected.logits);
+  }
+}
+
 }  // namespace
 }  // namespace qst
