@@ -175,7 +175,7 @@ TEST(ExportInteropTest, OptModelsComeOutAndInAgainWithTheSameBits) {
     const auto model = Import(source, StoreQuantization{});
     const BackboneRun expected = Compute(*model);
     EXPECT_EQ(Compute(*Import(Export(*model, /*dequantize=*/true), std::nullopt)).logits, expected.logits);
-    EXPECT_EQ(Compute(*Import(Export(*model, /*dequantize=*/false), std::nullopt)).logits, expected.logits);
+    EXPECT_EQ(Compute(*Import(Export(*model, /*dequantize=*/false), StoreQuantization{})).logits, expected.logits);
   }
 }
 
