@@ -3,7 +3,7 @@
 #
 #   tests/run.sh            unit and end-to-end tests (optimised build); the GPU backend's code run on the CPU, and built
 #                           for GPUs where the CUDA toolkit is
-#   tests/run.sh --ci       also: unit tests under ASan and UBSan, every fuzzer for 60 s
+#   tests/run.sh --ci       also: unit tests under ASan and UBSan, every fuzzer for 30 s
 #
 # Tests on a GPU itself: tests/gpu/run_all.sh, from the bundle (deploy/README.md).
 # Tests that use the optional data folder (QST_SHARED_DATA, default ../shared/data) skip without it and say so.
@@ -78,8 +78,8 @@ fi
 if $full; then
   say "Unit tests under AddressSanitizer and UndefinedBehaviorSanitizer"
   run_tests --config=asan --config=ubsan --test_tag_filters=-e2e,-bench,-nosan //...
-  say "Fuzzers, ${QST_FUZZ_SECONDS:-60} s each"
-  if tests/fuzz/run.sh "${QST_FUZZ_SECONDS:-60}"; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+  say "Fuzzers, ${QST_FUZZ_SECONDS:-30} s each"
+  if tests/fuzz/run.sh "${QST_FUZZ_SECONDS:-30}"; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
 fi
 
 say "Done"
