@@ -182,8 +182,10 @@ void BackboneGoldenTest::Compare(const std::string& folder, bool checks_elements
   EXPECT_LE(of_states.row, tolerance);
   EXPECT_LE(of_logits.row, tolerance);
   if (!checks_elements) return;
-  EXPECT_LE(of_states.element, tolerance);
-  EXPECT_LE(of_logits.element, tolerance);
+  // Single elements that nearly cancel are off by more than their row.
+  const double element_tolerance = is_rounded ? 2 * tolerance : tolerance;
+  EXPECT_LE(of_states.element, element_tolerance);
+  EXPECT_LE(of_logits.element, element_tolerance);
 }
 
 TEST_P(BackboneGoldenTest, EveryHiddenStateAndTheLogitsAgreeWithTransformers) {
