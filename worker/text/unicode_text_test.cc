@@ -75,6 +75,7 @@ TEST(UnicodeTextTest, LowercaseIsThatOfEachCharacter) {
   EXPECT_EQ(ToLowercase("ABC xyz 1"), "abc xyz 1");
   EXPECT_EQ(ToLowercase("\u0130\u1E9E\u03A3\u00C9"), "i\u0307\u00DF\u03C3\u00E9");
   EXPECT_EQ(ToLowercase("\U00010D50\uA7DC\u1C89"), "\U00010D70\u019B\u1C8A");
+  EXPECT_EQ(ToLowercase("\U00016EA6\uA7CE\uA7D2\uA7D4"), "\U00016EC1\uA7CF\uA7D3\uA7D5");
 }
 
 TEST(UnicodeTextTest, MarksAreRemovedAndNothingElse) {
