@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "proto/support/plan_id.h"
 #include "proto/support/status_macros.h"
 #include "server/job_manager.h"
 #include "server/job_state.h"

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "proto/support/plan_id.h"
 #include "proto/support/status_macros.h"
 #include "server/job_spec_defaults.h"
 #include "server/job_state.h"
@@ -227,7 +228,9 @@ absl::StatusOr<bool> JobManager::TryPlace(ActiveJob* job) {
   const JobRecord before = job->record;
   *job->record.job.mutable_placement() = decision.placement;
   // Decided once: a job that resumes goes on with the arithmetic that it began with.
-  job->record.job.mutable_spec()->mutable_resources()->set_device(decision.placement.device());
+  v1::JobSpec* spec = job->record.job.mutable_spec();
+  spec->mutable_resources()->set_device(decision.placement.device());
+  if (decision.placement.device() == v1::DEVICE_KIND_CPU) spec->mutable_train()->set_dtype(v1::COMPUTE_DTYPE_F32);
   job->record.job.set_attempt(job->record.job.attempt() + 1);
   job->record.report_sequence = 0;
   const absl::Status moved = Transition(job, v1::JOB_STATE_PREPARING, absl::StrCat("placed: ", decision.message));
@@ -255,6 +258,7 @@ Plan JobManager::BuildPlan(const v1::Job& job, const std::string& model_name, co
   CopyPlacement(job.placement(), &plan);
   plan.set_model_path(layout_.ModelPath(model_name));
   plan.set_wire_dtype(job.spec().train().wire_dtype());
+  plan.set_compute_dtype(job.spec().train().dtype());
   plan.set_max_passes_in_flight(job.spec().train().max_passes_in_flight());
   plan.set_backbone_batch_tokens(job.spec().train().backbone_batch_tokens());
   plan.set_max_sequence_tokens(job.spec().data().max_length());

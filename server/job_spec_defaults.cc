@@ -211,6 +211,7 @@ void CheckTrain(const v1::TrainConfig& train, const v1::DataConfig& data, Violat
   violations->RequireNumber("train.adam_epsilon", train.adam_epsilon(), 0, false, INFINITY);
   violations->RequireNumber("train.clip_norm", train.clip_norm(), 0, true, INFINITY);
   violations->RequireKnown("train.wire_dtype", train.wire_dtype(), v1::WireDtype_IsValid);
+  violations->RequireKnown("train.dtype", train.dtype(), v1::ComputeDtype_IsValid);
 }
 
 absl::string_view QuantizationName(v1::QuantizationType type) {
@@ -240,6 +241,7 @@ void FillJobSpecDefaults(v1::JobSpec* spec) {
   QST_DEFAULT_OPTIONAL(spec->mutable_eval(), at_start, !has_score_head);
   QST_DEFAULT_ZERO(spec->mutable_checkpoint(), keep, 2);
   QST_DEFAULT_ZERO(spec->mutable_resources(), device, v1::DEVICE_KIND_AUTO);
+  QST_DEFAULT_ZERO(spec->mutable_train(), dtype, v1::COMPUTE_DTYPE_BF16);
 }
 
 absl::Status ValidateJobSpec(const v1::JobSpec& spec) {

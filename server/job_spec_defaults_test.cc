@@ -55,6 +55,7 @@ TEST(JobSpecDefaultsTest, AnEmptySpecGetsThePapersDefaults) {
   EXPECT_EQ(spec.train().seed(), 42u);
   EXPECT_TRUE(spec.train().shuffle());
   EXPECT_EQ(spec.train().wire_dtype(), v1::WIRE_DTYPE_BF16);
+  EXPECT_EQ(spec.train().dtype(), v1::COMPUTE_DTYPE_BF16);
   EXPECT_EQ(spec.resources().device(), v1::DEVICE_KIND_AUTO);
   EXPECT_EQ(spec.train().log_every_steps(), 1u);
   EXPECT_TRUE(spec.eval().at_start());
@@ -257,6 +258,16 @@ TEST(ValidateJobSpecTest, EveryWireTypeAndDeviceIsAccepted) {
       QST_EXPECT_OK(ValidateJobSpec(spec));
     }
   }
+}
+
+TEST(ValidateJobSpecTest, AnUnknownComputeTypeIsRefused) {
+  v1::JobSpec spec = FilledSpec();
+  for (const v1::ComputeDtype dtype : {v1::COMPUTE_DTYPE_BF16, v1::COMPUTE_DTYPE_F16, v1::COMPUTE_DTYPE_F32}) {
+    spec.mutable_train()->set_dtype(dtype);
+    QST_EXPECT_OK(ValidateJobSpec(spec));
+  }
+  spec.mutable_train()->set_dtype(static_cast<v1::ComputeDtype>(9));
+  EXPECT_THAT(ValidateJobSpec(spec), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("train.dtype: value 9")));
 }
 
 v1::Model StoredModel() {

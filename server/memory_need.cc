@@ -9,7 +9,7 @@ namespace {
 constexpr char kOpt[] = "opt";
 // Parameters, optimizer, the side network's activations and all activations on CPU are float32.
 constexpr std::uint64_t kFloat = 4;
-// A stage's activations on a GPU.
+// A stage's activations on a GPU, unless the job has them in float32.
 constexpr std::uint64_t kHalf = 2;
 // A stage's feed-forward part is computed in pieces of at most so many tokens; on a GPU of as many as these bytes hold,
 // where that is more.
@@ -53,6 +53,7 @@ JobLoad LoadOfTraining(const v1::JobSpec& spec) {
   load.pass_tokens = std::max(spec.train().backbone_batch_tokens(), spec.data().max_length());
   load.passes_in_flight = spec.train().max_passes_in_flight();
   load.wire_dtype = spec.train().wire_dtype();
+  load.compute_dtype = spec.train().dtype();
   load.side = spec.side();
   load.task = spec.task();
   load.micro_batch_tokens = spec.train().micro_batch_tokens();
@@ -67,6 +68,7 @@ JobLoad LoadOfGeneration(const v1::GenerateRequest& request, const v1::JobSpec* 
   load.cached_tokens = max_tokens;
   load.has_side_network = trained != nullptr;
   if (trained != nullptr) {
+    load.compute_dtype = trained->train().dtype();
     load.side = trained->side();
     load.task = trained->task();
   }
@@ -108,7 +110,7 @@ std::uint64_t MemoryNeed::StageBytes(std::uint32_t first_layer, std::uint32_t nu
     if (output_width_ != d) bytes += tokens * output_width_ * kFloat;
   }
   const bool is_cuda = device_ == v1::DEVICE_KIND_CUDA;
-  const std::uint64_t element = is_cuda ? kHalf : kFloat;
+  const std::uint64_t element = is_cuda && load_.compute_dtype != v1::COMPUTE_DTYPE_F32 ? kHalf : kFloat;
   const std::uint64_t mlp_buffers = is_opt_ ? 1 : 2;
   const std::uint64_t mlp_tokens =
       is_cuda ? std::max(kMlpTokens, kCudaMlpBytes / (mlp_buffers * element * inner_)) : kMlpTokens;

@@ -20,6 +20,7 @@ struct JobLoad {
   std::uint64_t pass_tokens = 0;  // of one backbone pass
   std::uint64_t passes_in_flight = 1;
   v1::WireDtype wire_dtype = v1::WIRE_DTYPE_BF16;
+  v1::ComputeDtype compute_dtype = v1::COMPUTE_DTYPE_BF16;  // of stages on GPUs
   std::uint64_t cached_tokens = 0;  // keys and values that stages and side network keep, in generation
   bool has_side_network = true;     // false: the model alone
   v1::SideConfig side;

@@ -76,6 +76,20 @@ TEST(MemoryNeedTest, TheSideNetworkGrowsWithItsBatchWireTypeAndPassesInFlight) {
   EXPECT_LT(TrainingNeed(spec).SideBytes(), before);
 }
 
+TEST(MemoryNeedTest, AStageOnAGpuTakesMoreInFloat32) {
+  v1::JobSpec spec = Spec();
+  const auto stage = [&](v1::DeviceKind device) { return TrainingNeed(spec, device).StageBytes(0, 8); };
+  spec.mutable_train()->set_dtype(v1::COMPUTE_DTYPE_BF16);
+  const std::uint64_t half = stage(v1::DEVICE_KIND_CUDA);
+  const std::uint64_t cpu = stage(v1::DEVICE_KIND_CPU);
+  spec.mutable_train()->set_dtype(v1::COMPUTE_DTYPE_F16);
+  EXPECT_EQ(stage(v1::DEVICE_KIND_CUDA), half);
+  spec.mutable_train()->set_dtype(v1::COMPUTE_DTYPE_F32);
+  // Of each token: the normed input, queries and attention's result, keys and values, two rows of the feed-forward part.
+  EXPECT_GE(stage(v1::DEVICE_KIND_CUDA), half + std::uint64_t{1536} * 2 * (5 * 4096 + 2 * 11008));
+  EXPECT_EQ(stage(v1::DEVICE_KIND_CPU), cpu);
+}
+
 TEST(MemoryNeedTest, AProbeNeedsNoSideLayers) {
   v1::JobSpec spec = Spec();
   spec.mutable_task()->set_type(v1::TASK_TYPE_CLASSIFICATION);

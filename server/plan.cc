@@ -20,11 +20,6 @@ std::string PlanId(const v1::Job& job) {
   return absl::StrCat(job.id(), "/", job.attempt(), revision > 0 ? absl::StrCat(".", revision) : "");
 }
 
-std::string AttemptOf(const std::string& plan_id) {
-  const std::size_t slash = plan_id.rfind('/');
-  return plan_id.substr(0, plan_id.find('.', slash == std::string::npos ? 0 : slash));
-}
-
 Plan::Plan(v1::JobPlan plan, v1::HostPart side_work, std::string attached_from)
     : plan_(std::move(plan)), side_work_(std::move(side_work)), attached_from_(std::move(attached_from)) {
   for (const v1::PlacedStage& stage : plan_.stages()) {

@@ -30,9 +30,8 @@ struct PlanPart {
 // What a plan takes over from its placement: who hosts what, and how the parts are connected.
 void CopyPlacement(const v1::Placement& placement, v1::JobPlan* plan);
 
-// "j-1/2" and "j-1/2.1": the id of a plan, and that without its revision, which job reports go by.
+// The id of the plan of a job's placement (proto/support/plan_id.h).
 std::string PlanId(const v1::Job& job);
-std::string AttemptOf(const std::string& plan_id);
 
 class Plan {
  public:

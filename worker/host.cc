@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "proto/support/plan_id.h"
 #include "worker/host_generate_part.h"
 #include "worker/host_stage_part.h"
 #include "worker/host_task_runner.h"

@@ -30,12 +30,6 @@ v1::HostedPart HostedPartOf(const v1::HostPart& command) {
   return part;
 }
 
-std::string AttemptOf(const std::string& plan_id) {
-  const std::size_t slash = plan_id.rfind('/');
-  const std::size_t dot = plan_id.find('.', slash == std::string::npos ? 0 : slash);
-  return plan_id.substr(0, dot);
-}
-
 std::vector<std::string> RankNames(const v1::JobPlan& plan) {
   std::vector<std::string> names;
   for (int rank = 0; rank <= plan.stages_size(); ++rank) names.push_back(RankName(plan, rank));
@@ -54,6 +48,17 @@ DType WireDtypeOf(const v1::JobPlan& plan) {
       return DType::kI8;
     case v1::WIRE_DTYPE_FP8:
       return DType::kF8E4M3;
+    default:
+      return DType::kBF16;
+  }
+}
+
+DType ComputeDtypeOf(const v1::JobPlan& plan) {
+  switch (plan.compute_dtype()) {
+    case v1::COMPUTE_DTYPE_F16:
+      return DType::kF16;
+    case v1::COMPUTE_DTYPE_F32:
+      return DType::kF32;
     default:
       return DType::kBF16;
   }
@@ -81,6 +86,10 @@ absl::Status CheckPlan(const v1::JobPlan& plan) {
   }
   if (!v1::WireDtype_IsValid(plan.wire_dtype())) {
     return absl::InvalidArgumentError(absl::StrCat(where, "wire type ", plan.wire_dtype(),
+                                                   " is unknown to this worker; is it older than the coordinator?"));
+  }
+  if (!v1::ComputeDtype_IsValid(plan.compute_dtype())) {
+    return absl::InvalidArgumentError(absl::StrCat(where, "compute type ", plan.compute_dtype(),
                                                    " is unknown to this worker; is it older than the coordinator?"));
   }
   if (plan.max_passes_in_flight() == 0 || MaxPassTokens(plan) < 1) {

@@ -96,13 +96,13 @@ std::string PartName(const v1::HostedPart& part);
 std::string RankName(const v1::JobPlan& plan, int rank);
 int RankOf(const v1::JobPlan& plan, const v1::HostPart& command);
 v1::HostedPart HostedPartOf(const v1::HostPart& command);
-// The plan's id without its revision: what job reports go by.
-std::string AttemptOf(const std::string& plan_id);
 // What the ranks are called in messages.
 std::vector<std::string> RankNames(const v1::JobPlan& plan);
 // Most tokens of one backbone pass, as both ends of the data plane compute it.
 std::int64_t MaxPassTokens(const v1::JobPlan& plan);
 DType WireDtypeOf(const v1::JobPlan& plan);
+// Of stages on GPUs.
+DType ComputeDtypeOf(const v1::JobPlan& plan);
 // "memory: peak 812.3 MB of budget 900.0 MB", of the process; on a GPU its memory comes first:
 // "memory: peak 12.3 GB of budget 70.0 GB on cuda:0; host: peak ...".
 std::string DescribeMemory(const PartContext& context);

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -115,6 +116,7 @@ class HostPipelineTest : public testing::Test {
     plan.set_side_worker_id(side_worker);
     plan.set_model_path(folder_ + "/model");
     plan.set_wire_dtype(wire_dtype_);
+    plan.set_compute_dtype(compute_dtype_);
     plan.set_max_passes_in_flight(2);
     plan.set_backbone_batch_tokens(1024);
     plan.set_max_sequence_tokens(64);
@@ -214,7 +216,21 @@ class HostPipelineTest : public testing::Test {
     return text;
   }
 
+  // A step's line is "loss grad_norm"; the backbone's numbers have 8 bits or more on a GPU.
+  static void ExpectNear(const Outcome& gpu, const Outcome& cpu) {
+    ASSERT_EQ(gpu.metrics.size(), cpu.metrics.size());
+    int num_steps = 0;
+    for (std::size_t i = 0; i < cpu.metrics.size(); ++i) {
+      if (cpu.metrics[i].front() == '{') continue;  // an evaluation
+      const double expected = std::stod(cpu.metrics[i]);
+      EXPECT_NEAR(std::stod(gpu.metrics[i]), expected, 0.03 * (1.0 + std::abs(expected))) << "step " << num_steps;
+      ++num_steps;
+    }
+    EXPECT_GT(num_steps, 0);
+  }
+
   v1::WireDtype wire_dtype_ = v1::WIRE_DTYPE_BF16;
+  v1::ComputeDtype compute_dtype_ = v1::COMPUTE_DTYPE_UNSPECIFIED;
   DeviceType device_ = DeviceType::kCpu;
   std::string source_;
   std::string data_;
@@ -279,16 +295,8 @@ TEST_F(HostPipelineTest, GpuWorkersTrainToTheSameBitsOnAnyPlacementAndReportThei
   work.set_job_path(folder_ + "/alone");
   const Outcome alone = Train("alone", {"w0"}, "w0", work);
   ASSERT_EQ(alone.state, v1::JOB_STATE_SUCCEEDED) << alone.message;
-  ASSERT_EQ(alone.metrics.size(), cpu.metrics.size());
-  int num_steps = 0;
-  for (std::size_t i = 0; i < cpu.metrics.size(); ++i) {
-    if (cpu.metrics[i].front() == '{') continue;  // an evaluation
-    // "loss grad_norm"; the backbone's numbers are bf16 on the GPU.
-    const double expected = std::stod(cpu.metrics[i]);
-    EXPECT_NEAR(std::stod(alone.metrics[i]), expected, 0.03 * (1.0 + std::abs(expected))) << "step " << num_steps;
-    ++num_steps;
-  }
-  EXPECT_EQ(num_steps, 2);
+  // bf16, unless the job says otherwise.
+  ExpectNear(alone, cpu);
   work.set_job_path(folder_ + "/two");
   const Outcome two = Train("two", {"w0", "w1"}, "w1", work);
   ASSERT_EQ(two.state, v1::JOB_STATE_SUCCEEDED) << two.message;
@@ -296,6 +304,29 @@ TEST_F(HostPipelineTest, GpuWorkersTrainToTheSameBitsOnAnyPlacementAndReportThei
   const std::string said = absl::StrJoin(two.messages, "\n");
   for (const char* part : {"stage 0 on w0", "stage 1 on w1", "side network on w1"}) EXPECT_THAT(said, HasSubstr(part));
   EXPECT_THAT(said, HasSubstr("of budget 400.0 MB on cuda:0; host: peak"));
+}
+
+TEST_F(HostPipelineTest, GpuWorkersComputeInTheTypeOfThePlan) {
+  if (cuda::Device::Count() == 0) GTEST_SKIP() << "no GPU, or a build without the CUDA backend";
+  ASSERT_NO_FATAL_FAILURE(Import(true));
+  v1::TrainWork work = MakeWork("cpu");
+  work.mutable_spec()->mutable_train()->set_max_steps(1);
+  work.mutable_spec()->mutable_data()->set_max_train_examples(16);
+  work.mutable_spec()->mutable_data()->set_max_eval_examples(2);
+  const Outcome cpu = Train("cpu", {"w0"}, "w0", work);
+  ASSERT_EQ(cpu.state, v1::JOB_STATE_SUCCEEDED) << cpu.message;
+  device_ = DeviceType::kCuda;
+  std::set<std::vector<std::string>> different;
+  for (const v1::ComputeDtype dtype : {v1::COMPUTE_DTYPE_BF16, v1::COMPUTE_DTYPE_F16, v1::COMPUTE_DTYPE_F32}) {
+    compute_dtype_ = dtype;
+    const std::string name = v1::ComputeDtype_Name(dtype);
+    work.set_job_path(folder_ + "/" + name);
+    const Outcome outcome = Train(name, {"w0"}, "w0", work);
+    ASSERT_EQ(outcome.state, v1::JOB_STATE_SUCCEEDED) << name << ": " << outcome.message;
+    ExpectNear(outcome, cpu);
+    different.insert(outcome.metrics);
+  }
+  EXPECT_EQ(different.size(), 3u);
 }
 
 TEST_F(HostPipelineTest, GpuWorkersWriteTheSameTextOnAnyPlacement) {

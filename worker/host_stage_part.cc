@@ -68,6 +68,7 @@ class StagePart : public Part {
     stage_options.first_layer = placed.first_layer();
     stage_options.num_layers = placed.num_layers();
     stage_options.max_cached_tokens = plan.uses_kv_cache() ? plan.max_sequence_tokens() : 0;
+    stage_options.cuda_dtype = ComputeDtypeOf(plan);
     const std::int64_t max_tokens = MaxPassTokens(plan);
     QST_ASSIGN_OR_RETURN(const StageMemory memory, Stage::Estimate(*model, stage_options, context_.ops, max_tokens));
     QST_RETURN_IF_ERROR(ReserveMemory(memory, max_tokens, model->config().hidden_size));

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/synchronization/mutex.h"
+#include "proto/support/plan_id.h"
 #include "proto/support/status_macros.h"
 #include "worker/checkpoint/file_io.h"
 #include "worker/checkpoint/stored_model.h"

@@ -96,9 +96,22 @@ absl::StatusOr<SharedBuffer> BufferPool::Get(std::int64_t num_bytes) {
 
 void BufferPool::Put(std::unique_ptr<Buffer> buffer) {
   absl::MutexLock lock(&mutex_);
-  free_.push_back(std::move(buffer));
   --num_in_use_;
   returned_.SignalAll();
+  // Freed by the destructor of the argument, after the lock is.
+  if (keeps_none_) {
+    allocated_bytes_ -= buffer->memory_.size_bytes();
+  } else {
+    free_.push_back(std::move(buffer));
+  }
+}
+
+void BufferPool::KeepNone() {
+  std::vector<std::unique_ptr<Buffer>> unused;
+  absl::MutexLock lock(&mutex_);
+  keeps_none_ = true;
+  unused.swap(free_);
+  for (const std::unique_ptr<Buffer>& buffer : unused) allocated_bytes_ -= buffer->memory_.size_bytes();
 }
 
 bool BufferPool::AwaitFewerInUse(std::int64_t limit, absl::Duration timeout) {

@@ -76,6 +76,9 @@ class BufferPool : public std::enable_shared_from_this<BufferPool> {
   // num_bytes >= 0; contents are undefined. kResourceExhausted: out of memory.
   absl::StatusOr<SharedBuffer> Get(std::int64_t num_bytes);
 
+  // Free buffers are freed, from now on as soon as they come back.
+  void KeepNone();
+
   // Waits until fewer than `limit` buffers are in use, for at most `timeout`; whether that came.
   bool AwaitFewerInUse(std::int64_t limit, absl::Duration timeout);
 
@@ -91,6 +94,7 @@ class BufferPool : public std::enable_shared_from_this<BufferPool> {
   mutable absl::Mutex mutex_;
   absl::CondVar returned_;
   std::vector<std::unique_ptr<Buffer>> free_ ABSL_GUARDED_BY(mutex_);
+  bool keeps_none_ ABSL_GUARDED_BY(mutex_) = false;
   std::int64_t num_in_use_ ABSL_GUARDED_BY(mutex_) = 0;
   std::int64_t allocated_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   std::int64_t peak_bytes_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -58,6 +58,18 @@ TEST(BufferPoolTest, WhoWaitsForRoomGetsItWhenABufferComesBack) {
   EXPECT_FALSE(pool->AwaitFewerInUse(1, absl::Milliseconds(1)));
 }
 
+TEST(BufferPoolTest, APoolThatKeepsNoneFreesWhatIsFreeAndWhatComesBack) {
+  auto pool = BufferPool::Create();
+  SharedBuffer used = pool->Get(4096).value();
+  pool->Get(8 << 20).value().reset();
+  EXPECT_EQ(pool->allocated_bytes(), (8 << 20) + 4096);
+  pool->KeepNone();
+  EXPECT_EQ(pool->allocated_bytes(), 4096);
+  used->data()[4095] = 1;
+  used.reset();
+  EXPECT_EQ(pool->allocated_bytes(), 0);
+}
+
 TEST(BufferPoolTest, NegativeAndImpossibleSizesAreErrors) {
   auto pool = BufferPool::Create();
   EXPECT_THAT(pool->Get(-1), StatusIs(absl::StatusCode::kInvalidArgument));

@@ -75,6 +75,10 @@ class CompositeTransport : public Transport {
     return Part(peer).ReceiveOnDevice(peer, tag, num_bytes);
   }
 
+  void KeepNoBuffers() override {
+    remote_->KeepNoBuffers();
+    local_->KeepNoBuffers();
+  }
   void Abort(const absl::Status& reason) override {
     remote_->Abort(reason);
     local_->Abort(reason);

@@ -83,6 +83,7 @@ class GlooTransport::Impl : public std::enable_shared_from_this<Impl> {
   absl::Status Send(int peer, Tag tag, SharedBuffer buffer);
   absl::StatusOr<std::unique_ptr<PendingReceive>> Receive(int peer, Tag tag, std::int64_t num_bytes);
   absl::StatusOr<SharedBuffer> Wait(int peer, const SharedOp& op, absl::Duration timeout);
+  void KeepNoBuffers() { pool_->KeepNone(); }
   void Fail(const absl::Status& reason, bool is_own = false);
   absl::Status Close(absl::Duration timeout, const std::string& note);
   std::vector<std::string> PeerNotes() const;

@@ -361,6 +361,8 @@ absl::Status GlooTransport::Send(int peer, Tag tag, SharedBuffer buffer) {
 absl::StatusOr<std::unique_ptr<PendingReceive>> GlooTransport::Receive(int peer, Tag tag, std::int64_t num_bytes) {
   return impl_->Receive(peer, tag, num_bytes);
 }
+void GlooTransport::KeepNoBuffers() { impl_->KeepNoBuffers(); }
+
 void GlooTransport::Abort(const absl::Status& reason) { impl_->Fail(reason, /*is_own=*/true); }
 absl::Status GlooTransport::Close(absl::Duration timeout, const std::string& note) {
   return impl_->Close(timeout, note);

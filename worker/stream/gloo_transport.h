@@ -49,6 +49,7 @@ class GlooTransport : public Transport {
   int world_size() const override;
   absl::Status Send(int peer, Tag tag, SharedBuffer buffer) override;
   absl::StatusOr<std::unique_ptr<PendingReceive>> Receive(int peer, Tag tag, std::int64_t num_bytes) override;
+  void KeepNoBuffers() override;
   void Abort(const absl::Status& reason) override;
   absl::Status Close(absl::Duration timeout, const std::string& note) override;
   std::vector<std::string> PeerNotes() const override;

@@ -138,6 +138,10 @@ absl::StatusOr<ConstMatrixView> LiveStream::Wait(std::uint64_t pass_id, std::int
   }
   const std::size_t index = static_cast<std::size_t>(layer - entry.first_layer);
   if (entry.states[index] == nullptr) {
+    if (entry.pending[index] == nullptr) {
+      return absl::FailedPreconditionError(absl::StrCat("waiting for pass ", pass_id, ", layer ", layer,
+                                                        ", which was given up"));
+    }
     const absl::Time start = absl::Now();
     // Without a limit: an evaluation or a slow stage may take its time. A lost peer or an abort ends it.
     absl::StatusOr<SharedBuffer> states = entry.pending[index]->Wait(absl::InfiniteDuration());
@@ -192,6 +196,8 @@ void LiveStream::DropPending() {
     for (std::unique_ptr<PendingReceive>& pending : entry.pending) pending.reset();
   }
   abandoned_.clear();
+  states_pool_->KeepNone();
+  transport_.KeepNoBuffers();
 }
 
 absl::Status LiveStream::Finish() {

@@ -50,8 +50,8 @@ class LiveStream : public HiddenStateStream {
   void Release(std::uint64_t pass_id) override;
   void Abort(const absl::Status& status) override { transport_.Abort(status); }
 
-  // Gives up states that nobody has waited for yet. Those that were given out stay until their pass is released, or the
-  // stream ends.
+  // Gives up states that nobody has waited for yet, and their memory; nothing may be submitted afterwards. Those that
+  // were given out stay, and may be waited for, until their pass is released or the stream ends.
   void DropPending();
 
   // Tells the stages that no pass follows; they end without error. Passes in flight are given up.

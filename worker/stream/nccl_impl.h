@@ -74,6 +74,10 @@ class NcclTransport::Impl {
   absl::StatusOr<std::unique_ptr<PendingReceive>> Receive(int peer, Tag tag, std::int64_t num_bytes);
   bool CarriesDeviceMemory(int peer) const;
   absl::StatusOr<SharedBuffer> Wait(const NcclLink& link, const SharedMessage& message, absl::Duration timeout);
+  void KeepNoBuffers() {
+    control_->KeepNoBuffers();
+    pool_->KeepNone();
+  }
   void Fail(const absl::Status& reason, bool is_own);
   absl::Status Close(absl::Duration timeout, const std::string& note);
   absl::Status status() const;

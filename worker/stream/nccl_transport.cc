@@ -256,6 +256,8 @@ absl::StatusOr<std::unique_ptr<PendingReceive>> NcclTransport::ReceiveOnDevice(i
                                                                                std::int64_t num_bytes) {
   return impl_->Receive(peer, tag, num_bytes);
 }
+void NcclTransport::KeepNoBuffers() { impl_->KeepNoBuffers(); }
+
 void NcclTransport::Abort(const absl::Status& reason) { impl_->Fail(reason, /*is_own=*/true); }
 absl::Status NcclTransport::Close(absl::Duration timeout, const std::string& note) {
   return impl_->Close(timeout, note);

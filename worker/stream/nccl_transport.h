@@ -83,6 +83,7 @@ class NcclTransport : public Transport {
   // In both directions: there is an edge either way, and what goes the other way is refused (kInvalidArgument).
   bool CarriesDeviceMemory(int peer) const override;
   absl::StatusOr<std::unique_ptr<PendingReceive>> ReceiveOnDevice(int peer, Tag tag, std::int64_t num_bytes) override;
+  void KeepNoBuffers() override;
   void Abort(const absl::Status& reason) override;
   absl::Status Close(absl::Duration timeout, const std::string& note) override;
   std::vector<std::string> PeerNotes() const override;

@@ -25,6 +25,7 @@ bool NcclTransport::CarriesDeviceMemory(int) const { return false; }
 absl::StatusOr<std::unique_ptr<PendingReceive>> NcclTransport::ReceiveOnDevice(int, Tag, std::int64_t) {
   return NoNccl();
 }
+void NcclTransport::KeepNoBuffers() {}
 void NcclTransport::Abort(const absl::Status&) {}
 absl::Status NcclTransport::Close(absl::Duration, const std::string&) { return NoNccl(); }
 std::vector<std::string> NcclTransport::PeerNotes() const { return {}; }

@@ -19,22 +19,30 @@ bool IsStageLoss(const absl::Status& status) {
 
 ReplayStream::ReplayStream(std::shared_ptr<LiveStream> first, Reconnect reconnect)
     : reconnect_(std::move(reconnect)), num_layers_(first->num_layers()), hidden_size_(first->hidden_size()) {
-  Begin(std::move(first), 0);
+  Begin(std::move(first), 0, 0);
 }
 
 ReplayStream::~ReplayStream() = default;
 
-void ReplayStream::Begin(std::shared_ptr<LiveStream> stream, std::uint64_t first_id) {
+void ReplayStream::Begin(std::shared_ptr<LiveStream> stream, std::uint64_t first_id, std::int64_t first_layer) {
   absl::MutexLock lock(&mutex_);
   if (!aborted_.ok()) stream->Abort(aborted_);
   abortable_ = stream;
-  generations_.push_back({std::move(stream), first_id, first_id});
+  generations_.push_back({std::move(stream), first_id, first_layer, first_id});
 }
 
 absl::Status ReplayStream::SubmitTo(Generation& generation, const Submitted& submitted) {
   TokenPass pass = submitted.pass;
   pass.id -= generation.first_id;
-  return generation.stream->Submit(std::move(pass), submitted.first_layer);
+  const bool is_first = submitted.pass.id == generation.first_id;
+  return generation.stream->Submit(std::move(pass),
+                                   std::max(submitted.first_layer, is_first ? generation.first_layer : 0));
+}
+
+ReplayStream::Generation& ReplayStream::GenerationOf(std::uint64_t pass_id, std::int64_t layer) {
+  auto it = std::prev(generations_.end());
+  while (it != generations_.begin() && pass_id == it->first_id && layer < it->first_layer) --it;
+  return *it;
 }
 
 absl::Status ReplayStream::Submit(TokenPass pass, std::int64_t first_layer) {
@@ -46,7 +54,7 @@ absl::Status ReplayStream::Submit(TokenPass pass, std::int64_t first_layer) {
     return absl::InvalidArgumentError(
         absl::StrCat("pass ", pass.id, " uses a KV cache, which is lost with its stages: it cannot be repeated"));
   }
-  in_flight_.push_back({std::move(pass), first_layer});
+  in_flight_.push_back({std::move(pass), first_layer, first_layer});
   const absl::Status submitted = SubmitTo(current(), in_flight_.back());
   if (!submitted.ok() && !IsStageLoss(submitted)) {
     in_flight_.pop_back();
@@ -62,8 +70,13 @@ absl::StatusOr<ConstMatrixView> ReplayStream::Wait(std::uint64_t pass_id, std::i
     if (in_flight_.empty() || pass_id < in_flight_.front().pass.id || pass_id > in_flight_.back().pass.id) {
       return absl::FailedPreconditionError(absl::StrCat("waiting for pass ", pass_id, ", which is not in flight"));
     }
-    absl::StatusOr<ConstMatrixView> states = current().stream->Wait(pass_id - current().first_id, layer);
-    if (states.ok()) current().end_id = std::max(current().end_id, pass_id + 1);
+    Generation& generation = GenerationOf(pass_id, layer);
+    absl::StatusOr<ConstMatrixView> states = generation.stream->Wait(pass_id - generation.first_id, layer);
+    if (states.ok()) {
+      generation.end_id = std::max(generation.end_id, pass_id + 1);
+      Submitted& submitted = in_flight_[static_cast<std::size_t>(pass_id - in_flight_.front().pass.id)];
+      if (layer == submitted.read_end) ++submitted.read_end;
+    }
     if (states.ok() || !IsStageLoss(states.status())) return states;
     QST_RETURN_IF_ERROR(Recover(states.status()));
   }
@@ -89,7 +102,8 @@ absl::Status ReplayStream::RecoverOnce(const absl::Status& lost) {
   current().stream->DropPending();
   QST_ASSIGN_OR_RETURN(std::shared_ptr<LiveStream> next, reconnect_(lost));
   const std::uint64_t first_id = in_flight_.empty() ? next_id_ : in_flight_.front().pass.id;
-  Begin(std::move(next), first_id);
+  // A pass goes through the stages to its end, whatever is left to be read of it.
+  Begin(std::move(next), first_id, in_flight_.empty() ? 0 : std::min(in_flight_.front().read_end, num_layers_));
   Forget(first_id);
   for (const Submitted& submitted : in_flight_) QST_RETURN_IF_ERROR(SubmitTo(current(), submitted));
   return absl::OkStatus();

@@ -25,7 +25,9 @@ bool IsStageLoss(const absl::Status& status);
 //
 //   Wait, Submit ──stage loss──▶ reconnect (blocks) ──▶ submit all unreleased passes again ──▶ go on where it was
 //
-// Views that Wait gave out before the loss stay valid until their pass is released: the lost stream is kept so long.
+// Views that Wait gave out before the loss stay valid until their pass is released: the lost stream is kept so long. Of
+// the pass that is being read only the layers that were not read yet are asked for again, so that there are never more
+// states than of the passes in flight.
 // Not for passes that use a KV cache, which stages do keep.
 class ReplayStream : public HiddenStateStream {
  public:
@@ -58,22 +60,28 @@ class ReplayStream : public HiddenStateStream {
   struct Submitted {
     TokenPass pass;
     std::int64_t first_layer = 0;
+    // States of the layers from first_layer up to this one, exclusive, were read, each at some time after the one before.
+    std::int64_t read_end = 0;
   };
   struct Generation {
     std::shared_ptr<LiveStream> stream;
     // Of the pass that is the stream's number 0.
     std::uint64_t first_id = 0;
+    // Of that pass it has states from this layer on; generations before it have the others.
+    std::int64_t first_layer = 0;
     // One more than the last pass of which it gave states.
     std::uint64_t end_id = 0;
   };
 
   Generation& current() { return generations_.back(); }
+  // The one that has or will have the layer's states.
+  Generation& GenerationOf(std::uint64_t pass_id, std::int64_t layer);
   absl::Status SubmitTo(Generation& generation, const Submitted& submitted);
   absl::Status Recover(absl::Status lost);
   absl::Status RecoverOnce(const absl::Status& lost);
   // Lets lost streams go that gave states of passes before this one only.
   void Forget(std::uint64_t first_needed_id);
-  void Begin(std::shared_ptr<LiveStream> stream, std::uint64_t first_id);
+  void Begin(std::shared_ptr<LiveStream> stream, std::uint64_t first_id, std::int64_t first_layer);
 
   const Reconnect reconnect_;
   const std::int64_t num_layers_;

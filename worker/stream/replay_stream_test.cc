@@ -173,6 +173,44 @@ TEST_P(ReplayStreamTest, ALostStreamIsKeptUntilTheLastPassThatItGaveStatesOfIsRe
   stream.Release(1);
 }
 
+TEST_P(ReplayStreamTest, OfThePassThatIsReadOnlyTheRestIsAskedForAgain) {
+  const std::vector<std::string> expected = Expected();
+  absl::Notification is_lost;
+  Cluster cluster(GetParam());
+  cluster.prepare = [&](Pipeline& pipeline) {
+    pipeline.stage(1).before_pass = [&](const TokenPass&) { is_lost.WaitForNotification(); };
+  };
+  const std::shared_ptr<LiveStream> first = cluster.Start(2);
+  ReplayStream stream(first, [&](const absl::Status&) {
+    if (!is_lost.HasBeenNotified()) is_lost.Notify();
+    cluster.prepare = nullptr;
+    return cluster.Start(3);
+  });
+  QST_ASSERT_OK(stream.Submit(MakePass(0, kLengths[0]), 0));
+  QST_ASSERT_OK(stream.Submit(MakePass(1, kLengths[1]), 0));
+  for (std::int64_t layer = 0; layer < 3; ++layer) QST_ASSERT_OK(stream.Wait(0, layer).status());
+  cluster.Lose(1);
+  // A pass may be read several times: by each of its micro-batches.
+  for (int round = 0; round < 2; ++round) {
+    for (std::uint64_t id = 0; id < 2; ++id) {
+      for (std::int64_t layer = 0; layer <= kLayers; ++layer) {
+        const auto view = stream.Wait(id, layer);
+        QST_ASSERT_OK(view.status());
+        EXPECT_EQ(BytesOf(ctx_, *view), expected[id * (kLayers + 1) + layer]) << "pass " << id << ", layer " << layer;
+      }
+      if (id == 0 && cluster.num_started() == 2 && round == 0) cluster.Lose(0);
+    }
+  }
+  // What the lost stages had sent of layer 3 may have been read before the loss was seen.
+  const auto refused = cluster.newest().lock()->stream().Wait(0, 2);
+  EXPECT_THAT(std::string(refused.status().message()), HasSubstr("was asked for layers "));
+  const auto dropped = first->Wait(1, kLayers);
+  EXPECT_THAT(std::string(dropped.status().message()), HasSubstr("which was given up"));
+  EXPECT_GE(stream.num_replays(), 1);
+  stream.Release(0);
+  stream.Release(1);
+}
+
 TEST_P(ReplayStreamTest, AStageThatFailsByItselfIsNoLoss) {
   Cluster cluster(GetParam());
   ReplayStream stream(cluster.Start(2), [&](const absl::Status&) { return cluster.Start(2); });

@@ -69,6 +69,9 @@ class Transport {
   // kUnimplemented: not to this peer. Send says the same of a device buffer.
   virtual absl::StatusOr<std::unique_ptr<PendingReceive>> ReceiveOnDevice(int peer, Tag tag, std::int64_t num_bytes);
 
+  // No message will be received any more: memory of buffers that nobody has is given back, now and as they return.
+  virtual void KeepNoBuffers() {}
+
   // Fails this rank with `reason` (not OK), tells the peers, wakes everyone who waits. Returns at once.
   virtual void Abort(const absl::Status& reason) = 0;
 
