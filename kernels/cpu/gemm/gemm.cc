@@ -73,7 +73,8 @@ class Product {
         depth_(left.is_transposed ? left.matrix.rows : left.matrix.cols) {
     const std::int64_t max_block = c.rows <= kernels.mr ? kDepthBlockFewRows : kDepthBlock;
     const std::int64_t num_blocks = CeilDiv(depth_, max_block);
-    block_ = num_blocks <= 1 ? std::max<std::int64_t>(depth_, 1) : RoundUp(CeilDiv(depth_, num_blocks), kDepthUnit);
+    static_assert(kSumTerms % kDepthUnit == 0 && kDepthBlockFewRows % kSumTerms == 0 && kDepthBlock % kSumTerms == 0);
+    block_ = num_blocks <= 1 ? std::max<std::int64_t>(depth_, 1) : RoundUp(CeilDiv(depth_, num_blocks), kSumTerms);
     PlanTasks();
   }
 

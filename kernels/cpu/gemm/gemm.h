@@ -29,8 +29,8 @@ struct RightOperand {
 };
 
 // C[m, n] = (C if accumulate, else 0) + bias[n] (unless null) + A B.
-// Each element of C is one chain of multiply-adds over ascending k that starts with the first two terms, so
-// cutting k into several accumulating calls changes no bit either.
+// How an element's terms are added up does not depend on m, n or threads (kernels.h). With a transposed A it is one
+// chain over ascending k that starts with the first two terms: cutting k into accumulating calls changes no bit either.
 // Nothing is checked; sizes come from C and from A.
 void Gemm(ThreadPool* threads, const GemmKernels& kernels, const LeftOperand& left, const RightOperand& right,
           const float* bias, const MatrixView& c, bool accumulate);

@@ -5,9 +5,13 @@
 // packed panel of B:
 //   b[kk * nr + j]   `nr` columns of B, those beyond its last one zero
 //
-// Every element of C is one chain over ascending kk of acc = acc + a * b: fused in AVX2 and AVX-512, which
-// so give the same bits, rounded twice in the portable set. How C is cut into tiles and k into blocks (the
-// chain goes on through C itself) changes no bit.
+// An element of C is a sum over ascending kk of acc = acc + a * b: fused in AVX2 and AVX-512, which so give the same
+// bits, rounded twice in the portable set. How C is cut into tiles and k into blocks changes no bit:
+//   multiply             kSumTerms terms are summed by themselves, then added to C: a residual stream of thousands does
+//                        not swallow small terms, and the error grows with k / kSumTerms only. Blocks of k begin at
+//                        multiples of kSumTerms
+//   multiply_transposed  one chain that goes on through C itself, so that a sum over tokens may be cut anywhere: into
+//                        micro-batches
 #ifndef QST_KERNELS_CPU_GEMM_KERNELS_H_
 #define QST_KERNELS_CPU_GEMM_KERNELS_H_
 
@@ -54,6 +58,9 @@ struct GemmKernels {
 // Sizes that hold for every set.
 inline constexpr int kMaxMr = 16;
 inline constexpr int kMaxNr = 64;
+
+// See above.
+inline constexpr std::int64_t kSumTerms = 128;
 
 extern const GemmKernels kPortableGemmKernels;
 extern const GemmKernels kAvx2GemmKernels;

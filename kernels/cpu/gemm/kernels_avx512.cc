@@ -14,17 +14,18 @@ constexpr int kMr = 12;
 constexpr int kLanes = 16;
 constexpr int kNr = 2 * kLanes;
 
-// kVectors of the panel's two registers are computed: one is enough for a narrow last panel.
+// kVectors of the panel's two registers are computed: one is enough for a narrow last panel. `is_chain`: sums begin with
+// what C and bias hold; else those are added to them at the end.
 template <int kRows, int kVectors, bool kTransposed>
-void MultiplyTile(std::int64_t depth, const float* a, std::int64_t lda, const float* b, const float* bias,
-                  bool load_c, float* c, std::int64_t ldc) {
+void AddTerms(std::int64_t depth, const float* a, std::int64_t lda, const float* b, const float* bias, bool load_c,
+              bool is_chain, float* c, std::int64_t ldc) {
   __m512 acc[kRows][kVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      acc[i][v] = load_c ? _mm512_loadu_ps(c + i * ldc + v * kLanes) : _mm512_setzero_ps();
-      if (bias != nullptr) acc[i][v] = _mm512_add_ps(acc[i][v], _mm512_loadu_ps(bias + v * kLanes));
+      acc[i][v] = is_chain && load_c ? _mm512_loadu_ps(c + i * ldc + v * kLanes) : _mm512_setzero_ps();
+      if (is_chain && bias != nullptr) acc[i][v] = _mm512_add_ps(acc[i][v], _mm512_loadu_ps(bias + v * kLanes));
     }
   }
   // One pointer for every four rows: few enough for registers.
@@ -49,8 +50,26 @@ void MultiplyTile(std::int64_t depth, const float* a, std::int64_t lda, const fl
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) _mm512_storeu_ps(c + i * ldc + v * kLanes, acc[i][v]);
+    for (int v = 0; v < kVectors; ++v) {
+      float* const to = c + i * ldc + v * kLanes;
+      if (!is_chain && bias != nullptr) acc[i][v] = _mm512_add_ps(acc[i][v], _mm512_loadu_ps(bias + v * kLanes));
+      if (!is_chain && load_c) acc[i][v] = _mm512_add_ps(_mm512_loadu_ps(to), acc[i][v]);
+      _mm512_storeu_ps(to, acc[i][v]);
+    }
   }
+}
+
+template <int kRows, int kVectors, bool kTransposed>
+void MultiplyTile(std::int64_t depth, const float* a, std::int64_t lda, const float* b, const float* bias, bool load_c,
+                  float* c, std::int64_t ldc) {
+  if (kTransposed) return AddTerms<kRows, kVectors, true>(depth, a, lda, b, bias, load_c, /*is_chain=*/true, c, ldc);
+  std::int64_t kk = 0;
+  do {
+    const std::int64_t terms = depth - kk < kSumTerms ? depth - kk : kSumTerms;
+    AddTerms<kRows, kVectors, false>(terms, a + kk, lda, b + kk * kNr, kk == 0 ? bias : nullptr, load_c || kk > 0,
+                                     /*is_chain=*/false, c, ldc);
+    kk += terms;
+  } while (kk < depth);
 }
 
 using TileFn = void (*)(std::int64_t, const float*, std::int64_t, const float*, const float*, bool, float*,

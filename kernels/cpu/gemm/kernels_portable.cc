@@ -22,16 +22,17 @@ Vec Load(const float* p) {
   return value;
 }
 
+// `is_chain`: sums begin with what C and bias hold; else those are added to them at the end.
 template <int kRows, bool kTransposed>
-void MultiplyTile(std::int64_t depth, const float* a, std::int64_t lda, const float* b, const float* bias,
-                  bool load_c, float* c, std::int64_t ldc) {
+void AddTerms(std::int64_t depth, const float* a, std::int64_t lda, const float* b, const float* bias, bool load_c,
+              bool is_chain, float* c, std::int64_t ldc) {
   Vec acc[kRows][kVectors];
 #pragma GCC unroll 4
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      acc[i][v] = load_c ? Load(c + i * ldc + v * kLanes) : Vec{};
-      if (bias != nullptr) acc[i][v] += Load(bias + v * kLanes);
+      acc[i][v] = is_chain && load_c ? Load(c + i * ldc + v * kLanes) : Vec{};
+      if (is_chain && bias != nullptr) acc[i][v] += Load(bias + v * kLanes);
     }
   }
   for (std::int64_t kk = 0; kk < depth; ++kk) {
@@ -47,8 +48,26 @@ void MultiplyTile(std::int64_t depth, const float* a, std::int64_t lda, const fl
 #pragma GCC unroll 4
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) std::memcpy(c + i * ldc + v * kLanes, &acc[i][v], sizeof(Vec));
+    for (int v = 0; v < kVectors; ++v) {
+      float* const to = c + i * ldc + v * kLanes;
+      if (!is_chain && bias != nullptr) acc[i][v] += Load(bias + v * kLanes);
+      if (!is_chain && load_c) acc[i][v] = Load(to) + acc[i][v];
+      std::memcpy(to, &acc[i][v], sizeof(Vec));
+    }
   }
+}
+
+template <int kRows, bool kTransposed>
+void MultiplyTile(std::int64_t depth, const float* a, std::int64_t lda, const float* b, const float* bias, bool load_c,
+                  float* c, std::int64_t ldc) {
+  if (kTransposed) return AddTerms<kRows, true>(depth, a, lda, b, bias, load_c, /*is_chain=*/true, c, ldc);
+  std::int64_t kk = 0;
+  do {
+    const std::int64_t terms = depth - kk < kSumTerms ? depth - kk : kSumTerms;
+    AddTerms<kRows, false>(terms, a + kk, lda, b + kk * kNr, kk == 0 ? bias : nullptr, load_c || kk > 0,
+                           /*is_chain=*/false, c, ldc);
+    kk += terms;
+  } while (kk < depth);
 }
 
 // cols is always kNr: this set says that its panels are one register wide.
