@@ -125,7 +125,8 @@ std::vector<Command> GenerateCommands() {
       {"temperature", 't', FlagKind::kDouble, "T", "0", "0 = always the likeliest token"},
       {"seed", 0, FlagKind::kUint, "N", "0", "of sampling"},
       {"template", 0, FlagKind::kString, "NAME", "",
-       "prompt template: auto, alpaca, chatml, llama2, llama3, mistral, ... (default: the prompt as it is)"},
+       "prompt template: auto (with --job the one it was trained with), alpaca, chatml, llama2, llama3, ... (default: the "
+       "prompt as it is)"},
       {"stages", 0, FlagKind::kUint, "N", "0", "pipeline stages; 0 = by the free workers"},
       {"workers", 0, FlagKind::kUint, "N", "0", "worker processes; 0 = by the stages"},
       {"device", 0, FlagKind::kString, "KIND", "auto", "workers to run on: auto, cpu or cuda"},

@@ -168,6 +168,13 @@ bool GenerateManager::TryPlace(Generation* generation) {
   v1::HostPart side_work;
   *side_work.mutable_generate()->mutable_request() = generation->request;
   side_work.mutable_generate()->set_side_network_path(generation->side_network_path);
+  v1::DataConfig* data = side_work.mutable_generate()->mutable_data();
+  data->set_template_(generation->request.template_());
+  if (trained != nullptr && (data->template_() == "auto" || data->template_() == "custom")) {
+    const bool is_auto = data->template_() == "auto";
+    if (is_auto) data->set_template_(trained->data().template_());
+    if (trained->data().has_custom_template()) *data->mutable_custom_template() = trained->data().custom_template();
+  }
   generation->plan.emplace(std::move(plan), std::move(side_work));
   rendezvous_->Open(generation->plan->id());
   LogInfo(absl::StrCat("generation ", generation->id, ": placed: ", decision.message, "; model ", model_name));

@@ -341,6 +341,49 @@ TEST_F(ServerDataTest, GenerationStreamsTextFromItsOwnPlacement) {
   AwaitWorker("w0", v1::WORKER_STATE_IDLE);
 }
 
+TEST_F(ServerDataTest, AFinishedJobsTemplateAndTypeAreThoseOfItsTraining) {
+  MakeModel("m");
+  MakeDataset("d");
+  auto worker = NewWorker("w0");
+  v1::JobSpec spec = Spec(1, 1);
+  spec.mutable_data()->set_template_("custom");
+  spec.mutable_data()->mutable_custom_template()->set_user_prefix("Q: ");
+  const auto job = Submit(spec);
+  QST_ASSERT_OK(job.status());
+  const auto trained = worker->AwaitParts(2);
+  ASSERT_EQ(trained.size(), 2u);
+  for (const v1::HostPart& part : trained) worker->ReportPart(part, v1::PART_STATE_READY);
+  const v1::HostPart& side = trained[0].is_side() ? trained[0] : trained[1];
+  worker->ReportState(side, 1, v1::JOB_STATE_RUNNING);
+  worker->ReportState(side, 2, v1::JOB_STATE_SUCCEEDED, "done");
+  AwaitState(job->id(), v1::JOB_STATE_SUCCEEDED);
+  for (const v1::HostPart& part : trained) worker->ReportPart(part, v1::PART_STATE_RELEASED);
+  AwaitWorker("w0", v1::WORKER_STATE_IDLE);
+
+  v1::GenerateRequest request;
+  request.set_job_id(job->id());
+  request.set_prompt("Why?");
+  request.mutable_resources()->set_workers(1);
+  for (const char* name : {"auto", "custom", "alpaca", ""}) {
+    SCOPED_TRACE(name);
+    request.set_template_(name);
+    const auto context = Context();
+    const auto reader = api()->Generate(context.get(), request);
+    const auto parts = worker->AwaitParts(2);
+    ASSERT_EQ(parts.size(), 2u);
+    const v1::HostPart& generating = parts[0].is_side() ? parts[0] : parts[1];
+    const bool is_jobs_own = std::string(name) == "auto" || std::string(name) == "custom";
+    const v1::DataConfig& data = generating.generate().data();
+    EXPECT_EQ(data.template_(), is_jobs_own ? "custom" : name);
+    EXPECT_EQ(data.custom_template().user_prefix(), is_jobs_own ? "Q: " : "");
+    EXPECT_EQ(generating.plan().compute_dtype(), v1::COMPUTE_DTYPE_F32);
+    context->TryCancel();
+    EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+    for (const v1::HostPart& part : parts) worker->ReportPart(part, v1::PART_STATE_RELEASED);
+    AwaitWorker("w0", v1::WORKER_STATE_IDLE);
+  }
+}
+
 TEST_F(ServerDataTest, CancellingGenerationReleasesItsWorkers) {
   MakeModel("m");
   auto worker = NewWorker("w0");

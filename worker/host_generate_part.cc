@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "proto/support/status_macros.h"
 #include "worker/checkpoint/stored_model.h"
+#include "worker/host_data_config.h"
 #include "worker/host_frozen.h"
 #include "worker/host_link.h"
 #include "worker/infer/generator.h"
@@ -71,14 +72,13 @@ class GeneratePart : public Part {
                                                          std::vector<std::int32_t>* stop_ids) const {
     const v1::GenerateRequest& request = work_.request();
     *stop_ids = tokenizer.stop_ids();
-    if (request.template_().empty()) {
+    if (work_.data().template_().empty()) {
       QST_ASSIGN_OR_RETURN(std::vector<std::int32_t> tokens, tokenizer.Encode(request.prompt(), /*add_special=*/true));
       if (tokens.empty() && tokenizer.bos_id().has_value()) tokens.push_back(*tokenizer.bos_id());
       return tokens;
     }
-    absl::StatusOr<PromptFormat> format =
-        ChoosePromptFormat(request.template_(), tokenizer.chat_template(), DataKind::kInstruction);
-    QST_RETURN_IF_ERROR(Annotate(format.status(), "template"));
+    const absl::StatusOr<PromptFormat> format = PromptFormatFor(work_.data(), tokenizer, DataKind::kInstruction);
+    QST_RETURN_IF_ERROR(format.status());
     const std::optional<std::int32_t> end = tokenizer.TokenToId(PromptEndMarker(*format));
     if (end.has_value()) stop_ids->push_back(*end);
     QST_ASSIGN_OR_RETURN(EncodedPrompt prompt,
