@@ -228,9 +228,9 @@ absl::StatusOr<bool> JobManager::TryPlace(ActiveJob* job) {
   const JobRecord before = job->record;
   *job->record.job.mutable_placement() = decision.placement;
   // Decided once: a job that resumes goes on with the arithmetic that it began with.
-  v1::JobSpec* placed_spec = job->record.job.mutable_spec();
-  placed_spec->mutable_resources()->set_device(decision.placement.device());
-  if (decision.placement.device() == v1::DEVICE_KIND_CPU) placed_spec->mutable_train()->set_dtype(v1::COMPUTE_DTYPE_F32);
+  v1::JobSpec* used_spec = job->record.job.mutable_spec();
+  used_spec->mutable_resources()->set_device(decision.placement.device());
+  if (decision.placement.device() == v1::DEVICE_KIND_CPU) used_spec->mutable_train()->set_dtype(v1::COMPUTE_DTYPE_F32);
   job->record.job.set_attempt(job->record.job.attempt() + 1);
   job->record.report_sequence = 0;
   const absl::Status moved = Transition(job, v1::JOB_STATE_PREPARING, absl::StrCat("placed: ", decision.message));
