@@ -3,89 +3,25 @@
 #include <cstdint>
 
 #include "kernels/cpu/gemm/kernels.h"
+#include "kernels/cpu/gemm/multiply_tile.h"
 
 namespace qst {
 namespace cpu {
 namespace {
 
 // 6 x 16: twelve accumulators, two registers of B, one of A, of sixteen.
-constexpr int kMr = 6;
-constexpr int kLanes = 8;
-constexpr int kNr = 2 * kLanes;
-
-// kVectors of the panel's two registers are computed: one is enough for a narrow last panel. `is_chain`: sums begin with
-// what C and bias hold; else those are added to them at the end.
-template <int kRows, int kVectors, bool kTransposed>
-void AddTerms(std::int64_t depth, const float* a, std::int64_t lda, const float* b, const float* bias, bool load_c,
-              bool is_chain, float* c, std::int64_t ldc) {
-  __m256 acc[kRows][kVectors];
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
-      acc[i][v] = is_chain && load_c ? _mm256_loadu_ps(c + i * ldc + v * kLanes) : _mm256_setzero_ps();
-      if (is_chain && bias != nullptr) acc[i][v] = _mm256_add_ps(acc[i][v], _mm256_loadu_ps(bias + v * kLanes));
-    }
-  }
-  // One pointer for every four rows: few enough for registers.
-  const float* row[(kRows + 3) / 4];
-#pragma GCC unroll 4
-  for (int g = 0; g < (kRows + 3) / 4; ++g) row[g] = a + (kTransposed ? 4 * g : 4 * g * lda);
-#pragma GCC unroll 4
-  for (std::int64_t kk = 0; kk < depth; ++kk) {
-    __m256 right[kVectors];
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) right[v] = _mm256_loadu_ps(b + v * kLanes);
-#pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-      const __m256 left = _mm256_broadcast_ss(&row[i / 4][kTransposed ? i % 4 : i % 4 * lda]);
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) acc[i][v] = _mm256_fmadd_ps(left, right[v], acc[i][v]);
-    }
-#pragma GCC unroll 4
-    for (int g = 0; g < (kRows + 3) / 4; ++g) row[g] += kTransposed ? lda : 1;
-    b += kNr;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
-      float* const to = c + i * ldc + v * kLanes;
-      if (!is_chain && bias != nullptr) acc[i][v] = _mm256_add_ps(acc[i][v], _mm256_loadu_ps(bias + v * kLanes));
-      if (!is_chain && load_c) acc[i][v] = _mm256_add_ps(_mm256_loadu_ps(to), acc[i][v]);
-      _mm256_storeu_ps(to, acc[i][v]);
-    }
-  }
-}
-
-template <int kRows, int kVectors, bool kTransposed>
-void MultiplyTile(std::int64_t depth, const float* a, std::int64_t lda, const float* b, const float* bias, bool load_c,
-                  float* c, std::int64_t ldc) {
-  if (kTransposed) return AddTerms<kRows, kVectors, true>(depth, a, lda, b, bias, load_c, /*is_chain=*/true, c, ldc);
-  std::int64_t kk = 0;
-  do {
-    const std::int64_t terms = depth - kk < kSumTerms ? depth - kk : kSumTerms;
-    AddTerms<kRows, kVectors, false>(terms, a + kk, lda, b + kk * kNr, kk == 0 ? bias : nullptr, load_c || kk > 0,
-                                     /*is_chain=*/false, c, ldc);
-    kk += terms;
-  } while (kk < depth);
-}
-
-using TileFn = void (*)(std::int64_t, const float*, std::int64_t, const float*, const float*, bool, float*,
-                        std::int64_t);
-
-template <bool kTransposed>
-void Multiply(int rows, int cols, std::int64_t depth, const float* a, std::int64_t lda, const float* b,
-              const float* bias, bool load_c, float* c, std::int64_t ldc) {
-  static constexpr TileFn kTiles[kMr][2] = {
-      {MultiplyTile<1, 1, kTransposed>, MultiplyTile<1, 2, kTransposed>},
-      {MultiplyTile<2, 1, kTransposed>, MultiplyTile<2, 2, kTransposed>},
-      {MultiplyTile<3, 1, kTransposed>, MultiplyTile<3, 2, kTransposed>},
-      {MultiplyTile<4, 1, kTransposed>, MultiplyTile<4, 2, kTransposed>},
-      {MultiplyTile<5, 1, kTransposed>, MultiplyTile<5, 2, kTransposed>},
-      {MultiplyTile<6, 1, kTransposed>, MultiplyTile<6, 2, kTransposed>}};
-  kTiles[rows - 1][cols / kLanes - 1](depth, a, lda, b, bias, load_c, c, ldc);
-}
+struct Simd {
+  using Vec = __m256;
+  static constexpr int kLanes = 8;
+  static constexpr int kMr = 6;
+  static Vec Zero() { return _mm256_setzero_ps(); }
+  static Vec Load(const float* p) { return _mm256_loadu_ps(p); }
+  static void Store(float* p, Vec value) { _mm256_storeu_ps(p, value); }
+  static Vec Broadcast(const float* p) { return _mm256_broadcast_ss(p); }
+  static Vec Add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+  static Vec MultiplyAdd(Vec a, Vec b, Vec sum) { return _mm256_fmadd_ps(a, b, sum); }
+};
+constexpr int kLanes = Simd::kLanes;
 
 // table[code] for codes in bits [kShift, kShift + 4) of each lane. The permutation looks at three bits, so
 // the fourth one, moved to the sign, chooses between the two halves of the table.
@@ -114,8 +50,8 @@ __m256i TwoHalves(const std::uint8_t* low, const std::uint8_t* high) {
   return _mm256_inserti128_si256(first, _mm_loadu_si128(reinterpret_cast<const __m128i*>(high)), 1);
 }
 
-void Unpack4Rows(const std::uint8_t* packed, std::int64_t row_bytes, int rows, std::int64_t depth,
-                 const float* absmax, const float* table, int width, float* out) {
+void Unpack4Rows(const std::uint8_t* packed, std::int64_t row_bytes, int rows, std::int64_t depth, const float* absmax,
+                 const float* table, int width, float* out) {
   const __m256 low_half = _mm256_loadu_ps(table);
   const __m256 high_half = _mm256_loadu_ps(table + 8);
   for (int i = 0; i < width; i += kLanes) {
@@ -169,11 +105,9 @@ void Unpack4Cols(const std::uint8_t* packed, std::int64_t row_bytes, std::int64_
 
 }  // namespace
 
-const GemmKernels kAvx2GemmKernels = {"avx2",           kMr,
-                                      kNr,              kLanes,
-                                      Multiply<false>,  Multiply<true>,
-                                      avx2::PackRows,   avx2::PackCols,
-                                      Unpack4Rows,      Unpack4Cols};
+const GemmKernels kAvx2GemmKernels = {
+    "avx2",         Simd::kMr,      2 * kLanes,  kLanes,     Multiply<Simd, false>, Multiply<Simd, true>,
+    avx2::PackRows, avx2::PackCols, Unpack4Rows, Unpack4Cols};
 
 }  // namespace cpu
 }  // namespace qst

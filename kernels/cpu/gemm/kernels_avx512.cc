@@ -4,95 +4,25 @@
 #include <cstdint>
 
 #include "kernels/cpu/gemm/kernels.h"
+#include "kernels/cpu/gemm/multiply_tile.h"
 
 namespace qst {
 namespace cpu {
 namespace {
 
 // 12 x 32: 24 accumulators, two registers of B, one of A, of 32.
-constexpr int kMr = 12;
-constexpr int kLanes = 16;
-constexpr int kNr = 2 * kLanes;
-
-// kVectors of the panel's two registers are computed: one is enough for a narrow last panel. `is_chain`: sums begin with
-// what C and bias hold; else those are added to them at the end.
-template <int kRows, int kVectors, bool kTransposed>
-void AddTerms(std::int64_t depth, const float* a, std::int64_t lda, const float* b, const float* bias, bool load_c,
-              bool is_chain, float* c, std::int64_t ldc) {
-  __m512 acc[kRows][kVectors];
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
-      acc[i][v] = is_chain && load_c ? _mm512_loadu_ps(c + i * ldc + v * kLanes) : _mm512_setzero_ps();
-      if (is_chain && bias != nullptr) acc[i][v] = _mm512_add_ps(acc[i][v], _mm512_loadu_ps(bias + v * kLanes));
-    }
-  }
-  // One pointer for every four rows: few enough for registers.
-  const float* row[(kRows + 3) / 4];
-#pragma GCC unroll 4
-  for (int g = 0; g < (kRows + 3) / 4; ++g) row[g] = a + (kTransposed ? 4 * g : 4 * g * lda);
-#pragma GCC unroll 4
-  for (std::int64_t kk = 0; kk < depth; ++kk) {
-    __m512 right[kVectors];
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) right[v] = _mm512_loadu_ps(b + v * kLanes);
-#pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-      const __m512 left = _mm512_set1_ps(row[i / 4][kTransposed ? i % 4 : i % 4 * lda]);
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) acc[i][v] = _mm512_fmadd_ps(left, right[v], acc[i][v]);
-    }
-#pragma GCC unroll 4
-    for (int g = 0; g < (kRows + 3) / 4; ++g) row[g] += kTransposed ? lda : 1;
-    b += kNr;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
-      float* const to = c + i * ldc + v * kLanes;
-      if (!is_chain && bias != nullptr) acc[i][v] = _mm512_add_ps(acc[i][v], _mm512_loadu_ps(bias + v * kLanes));
-      if (!is_chain && load_c) acc[i][v] = _mm512_add_ps(_mm512_loadu_ps(to), acc[i][v]);
-      _mm512_storeu_ps(to, acc[i][v]);
-    }
-  }
-}
-
-template <int kRows, int kVectors, bool kTransposed>
-void MultiplyTile(std::int64_t depth, const float* a, std::int64_t lda, const float* b, const float* bias, bool load_c,
-                  float* c, std::int64_t ldc) {
-  if (kTransposed) return AddTerms<kRows, kVectors, true>(depth, a, lda, b, bias, load_c, /*is_chain=*/true, c, ldc);
-  std::int64_t kk = 0;
-  do {
-    const std::int64_t terms = depth - kk < kSumTerms ? depth - kk : kSumTerms;
-    AddTerms<kRows, kVectors, false>(terms, a + kk, lda, b + kk * kNr, kk == 0 ? bias : nullptr, load_c || kk > 0,
-                                     /*is_chain=*/false, c, ldc);
-    kk += terms;
-  } while (kk < depth);
-}
-
-using TileFn = void (*)(std::int64_t, const float*, std::int64_t, const float*, const float*, bool, float*,
-                        std::int64_t);
-
-template <bool kTransposed>
-void Multiply(int rows, int cols, std::int64_t depth, const float* a, std::int64_t lda, const float* b,
-              const float* bias, bool load_c, float* c, std::int64_t ldc) {
-  static constexpr TileFn kTiles[kMr][2] = {
-      {MultiplyTile<1, 1, kTransposed>, MultiplyTile<1, 2, kTransposed>},
-      {MultiplyTile<2, 1, kTransposed>, MultiplyTile<2, 2, kTransposed>},
-      {MultiplyTile<3, 1, kTransposed>, MultiplyTile<3, 2, kTransposed>},
-      {MultiplyTile<4, 1, kTransposed>, MultiplyTile<4, 2, kTransposed>},
-      {MultiplyTile<5, 1, kTransposed>, MultiplyTile<5, 2, kTransposed>},
-      {MultiplyTile<6, 1, kTransposed>, MultiplyTile<6, 2, kTransposed>},
-      {MultiplyTile<7, 1, kTransposed>, MultiplyTile<7, 2, kTransposed>},
-      {MultiplyTile<8, 1, kTransposed>, MultiplyTile<8, 2, kTransposed>},
-      {MultiplyTile<9, 1, kTransposed>, MultiplyTile<9, 2, kTransposed>},
-      {MultiplyTile<10, 1, kTransposed>, MultiplyTile<10, 2, kTransposed>},
-      {MultiplyTile<11, 1, kTransposed>, MultiplyTile<11, 2, kTransposed>},
-      {MultiplyTile<12, 1, kTransposed>, MultiplyTile<12, 2, kTransposed>}};
-  kTiles[rows - 1][cols / kLanes - 1](depth, a, lda, b, bias, load_c, c, ldc);
-}
+struct Simd {
+  using Vec = __m512;
+  static constexpr int kLanes = 16;
+  static constexpr int kMr = 12;
+  static Vec Zero() { return _mm512_setzero_ps(); }
+  static Vec Load(const float* p) { return _mm512_loadu_ps(p); }
+  static void Store(float* p, Vec value) { _mm512_storeu_ps(p, value); }
+  static Vec Broadcast(const float* p) { return _mm512_set1_ps(*p); }
+  static Vec Add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+  static Vec MultiplyAdd(Vec a, Vec b, Vec sum) { return _mm512_fmadd_ps(a, b, sum); }
+};
+constexpr int kLanes = Simd::kLanes;
 
 // One 32-bit word (eight elements of k) of each of sixteen rows. The permutation looks at the lowest four
 // bits of its index: a whole table lookup.
@@ -116,8 +46,8 @@ __m512i FourQuarters(const std::uint8_t* const* row, std::int64_t at) {
   return _mm512_inserti32x4(quarters, load(row[12]), 3);
 }
 
-void Unpack4Rows(const std::uint8_t* packed, std::int64_t row_bytes, int rows, std::int64_t depth,
-                 const float* absmax, const float* table, int width, float* out) {
+void Unpack4Rows(const std::uint8_t* packed, std::int64_t row_bytes, int rows, std::int64_t depth, const float* absmax,
+                 const float* table, int width, float* out) {
   const __m512 values = _mm512_loadu_ps(table);
   for (int i = 0; i < width; i += kLanes) {
     // Rows beyond the last one read that one again; their scale is zero.
@@ -161,8 +91,8 @@ void Unpack4Cols(const std::uint8_t* packed, std::int64_t row_bytes, std::int64_
     for (int i = 0; i < width; i += kLanes) {
       int words[2];
       __builtin_memcpy(words, row + i / 2, sizeof(words));
-      const __m512i both = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set1_epi32(words[0])),
-                                              _mm256_set1_epi32(words[1]), 1);
+      const __m512i both =
+          _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set1_epi32(words[0])), _mm256_set1_epi32(words[1]), 1);
       const __m512i codes = _mm512_srlv_epi32(both, shift);
       _mm512_storeu_ps(to + i, _mm512_mul_ps(_mm512_permutexvar_ps(codes, values), scale));
     }
@@ -171,11 +101,9 @@ void Unpack4Cols(const std::uint8_t* packed, std::int64_t row_bytes, std::int64_
 
 }  // namespace
 
-const GemmKernels kAvx512GemmKernels = {"avx512",           kMr,
-                                      kNr,              kLanes,
-                                      Multiply<false>,  Multiply<true>,
-                                      avx2::PackRows,   avx2::PackCols,
-                                      Unpack4Rows,      Unpack4Cols};
+const GemmKernels kAvx512GemmKernels = {
+    "avx512",       Simd::kMr,      2 * kLanes,  kLanes,     Multiply<Simd, false>, Multiply<Simd, true>,
+    avx2::PackRows, avx2::PackCols, Unpack4Rows, Unpack4Cols};
 
 }  // namespace cpu
 }  // namespace qst

@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "kernels/cpu/gemm/kernels.h"
+#include "kernels/cpu/gemm/multiply_tile.h"
 #include "kernels/dtype_convert.h"
 
 namespace qst {
@@ -10,81 +11,22 @@ namespace {
 
 // Four floats: GCC's and Clang's vector type, which they map to whatever registers the machine has. 4 x 8 takes
 // eight of them as accumulators, three more for operands, of the sixteen that every x86-64 has.
-using Vec = float __attribute__((vector_size(16)));
-constexpr int kMr = 4;
-constexpr int kLanes = 4;
-constexpr int kVectors = 2;
-constexpr int kNr = kVectors * kLanes;
-
-Vec Load(const float* p) {
-  Vec value;
-  std::memcpy(&value, p, sizeof(value));
-  return value;
-}
-
-// `is_chain`: sums begin with what C and bias hold; else those are added to them at the end.
-template <int kRows, bool kTransposed>
-void AddTerms(std::int64_t depth, const float* a, std::int64_t lda, const float* b, const float* bias, bool load_c,
-              bool is_chain, float* c, std::int64_t ldc) {
-  Vec acc[kRows][kVectors];
-#pragma GCC unroll 4
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
-      acc[i][v] = is_chain && load_c ? Load(c + i * ldc + v * kLanes) : Vec{};
-      if (is_chain && bias != nullptr) acc[i][v] += Load(bias + v * kLanes);
-    }
+struct Simd {
+  using Vec = float __attribute__((vector_size(16)));
+  static constexpr int kLanes = 4;
+  static constexpr int kMr = 4;
+  static Vec Zero() { return Vec{}; }
+  static Vec Load(const float* p) {
+    Vec value;
+    std::memcpy(&value, p, sizeof(value));
+    return value;
   }
-  for (std::int64_t kk = 0; kk < depth; ++kk) {
-#pragma GCC unroll 4
-    for (int i = 0; i < kRows; ++i) {
-      const float left = kTransposed ? a[i] : a[i * lda];
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) acc[i][v] += left * Load(b + v * kLanes);
-    }
-    a += kTransposed ? lda : 1;
-    b += kNr;
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
-      float* const to = c + i * ldc + v * kLanes;
-      if (!is_chain && bias != nullptr) acc[i][v] += Load(bias + v * kLanes);
-      if (!is_chain && load_c) acc[i][v] = Load(to) + acc[i][v];
-      std::memcpy(to, &acc[i][v], sizeof(Vec));
-    }
-  }
-}
-
-template <int kRows, bool kTransposed>
-void MultiplyTile(std::int64_t depth, const float* a, std::int64_t lda, const float* b, const float* bias, bool load_c,
-                  float* c, std::int64_t ldc) {
-  if (kTransposed) return AddTerms<kRows, true>(depth, a, lda, b, bias, load_c, /*is_chain=*/true, c, ldc);
-  std::int64_t kk = 0;
-  do {
-    const std::int64_t terms = depth - kk < kSumTerms ? depth - kk : kSumTerms;
-    AddTerms<kRows, false>(terms, a + kk, lda, b + kk * kNr, kk == 0 ? bias : nullptr, load_c || kk > 0,
-                           /*is_chain=*/false, c, ldc);
-    kk += terms;
-  } while (kk < depth);
-}
-
-// cols is always kNr: this set says that its panels are one register wide.
-template <bool kTransposed>
-void Multiply(int rows, int /*cols*/, std::int64_t depth, const float* a, std::int64_t lda, const float* b,
-              const float* bias, bool load_c, float* c, std::int64_t ldc) {
-  switch (rows) {
-    case 1:
-      return MultiplyTile<1, kTransposed>(depth, a, lda, b, bias, load_c, c, ldc);
-    case 2:
-      return MultiplyTile<2, kTransposed>(depth, a, lda, b, bias, load_c, c, ldc);
-    case 3:
-      return MultiplyTile<3, kTransposed>(depth, a, lda, b, bias, load_c, c, ldc);
-    default:
-      return MultiplyTile<4, kTransposed>(depth, a, lda, b, bias, load_c, c, ldc);
-  }
-}
+  static void Store(float* p, Vec value) { std::memcpy(p, &value, sizeof(value)); }
+  static Vec Broadcast(const float* p) { return Vec{*p, *p, *p, *p}; }
+  static Vec Add(Vec a, Vec b) { return a + b; }
+  static Vec MultiplyAdd(Vec a, Vec b, Vec sum) { return sum + a * b; }
+};
+constexpr int kNr = 2 * Simd::kLanes;
 
 // Element i of `source`, which may lie at any address (memory-mapped checkpoints).
 template <DType kType>
@@ -119,8 +61,7 @@ void PackColsAs(const void* source, std::int64_t ld, std::int64_t depth, int col
   }
 }
 
-void PackRows(DType dtype, const void* source, std::int64_t ld, int rows, std::int64_t depth, int width,
-              float* out) {
+void PackRows(DType dtype, const void* source, std::int64_t ld, int rows, std::int64_t depth, int width, float* out) {
   switch (dtype) {
     case DType::kF16:
       return PackRowsAs<DType::kF16>(source, ld, rows, depth, width, out);
@@ -131,8 +72,7 @@ void PackRows(DType dtype, const void* source, std::int64_t ld, int rows, std::i
   }
 }
 
-void PackCols(DType dtype, const void* source, std::int64_t ld, std::int64_t depth, int cols, int width,
-              float* out) {
+void PackCols(DType dtype, const void* source, std::int64_t ld, std::int64_t depth, int cols, int width, float* out) {
   switch (dtype) {
     case DType::kF16:
       return PackColsAs<DType::kF16>(source, ld, depth, cols, width, out);
@@ -143,8 +83,8 @@ void PackCols(DType dtype, const void* source, std::int64_t ld, std::int64_t dep
   }
 }
 
-void Unpack4Rows(const std::uint8_t* packed, std::int64_t row_bytes, int rows, std::int64_t depth,
-                 const float* absmax, const float* table, int width, float* out) {
+void Unpack4Rows(const std::uint8_t* packed, std::int64_t row_bytes, int rows, std::int64_t depth, const float* absmax,
+                 const float* table, int width, float* out) {
   for (int i = 0; i < rows; ++i) {
     // Sixteen products instead of one per element; the same values.
     float scaled[16];
@@ -174,8 +114,9 @@ void Unpack4Cols(const std::uint8_t* packed, std::int64_t row_bytes, std::int64_
 
 }  // namespace
 
-const GemmKernels kPortableGemmKernels = {
-    "portable", kMr, kNr, kNr, Multiply<false>, Multiply<true>, PackRows, PackCols, Unpack4Rows, Unpack4Cols};
+// It says that its panels are one register wide: narrower ones would gain nothing.
+const GemmKernels kPortableGemmKernels = {"portable",           Simd::kMr, kNr,      kNr,         Multiply<Simd, false>,
+                                          Multiply<Simd, true>, PackRows,  PackCols, Unpack4Rows, Unpack4Cols};
 
 }  // namespace cpu
 }  // namespace qst
