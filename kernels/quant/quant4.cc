@@ -1,11 +1,14 @@
 #include "kernels/quant/quant4.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/quant/codes.h"
+#include "kernels/quant/quant4_kernels.h"
 #include "proto/support/status_macros.h"
 
 namespace qst {
@@ -25,16 +28,52 @@ float MaxMagnitude(const float* x, std::int64_t n) {
   return max + poison;
 }
 
-absl::Status NotFiniteError(const float* weights, std::int64_t begin, std::int64_t end, std::int64_t cols) {
-  std::int64_t i = begin;
-  while (i + 1 < end && std::isfinite(weights[i])) ++i;
-  return absl::InvalidArgumentError(absl::StrCat("weight element ", i, " (row ", i / cols, ", column ", i % cols,
-                                                 ") is ", weights[i], ": only finite weights can be quantized"));
+// Of a block's `count` values, of which the first is element `begin` of the weight.
+absl::Status NotFiniteError(const float* values, std::int64_t begin, std::int64_t count, std::int64_t cols) {
+  std::int64_t i = 0;
+  while (i + 1 < count && std::isfinite(values[i])) ++i;
+  return absl::InvalidArgumentError(absl::StrCat("weight element ", begin + i, " (row ", (begin + i) / cols,
+                                                 ", column ", (begin + i) % cols, ") is ", values[i],
+                                                 ": only finite weights can be quantized"));
 }
 
 // What a block's elements are multiplied with. Never infinite, so that zeros among zeros (or among the tiniest
 // numbers) get the code of zero, not that of a NaN.
 float Inverse(float absmax) { return std::min(1.0f / absmax, std::numeric_limits<float>::max()); }
+
+// n elements in blocks, the last of which may be shorter: absmax and packed. The first block that has an element that
+// is not finite, or -1.
+std::int64_t QuantizePortable(Quant4Type type, const float* x, std::int64_t n, int block_size, std::uint8_t* packed,
+                              float* absmax) {
+  std::vector<float> scaled(block_size);
+  std::vector<std::uint8_t> codes(block_size + 1);
+  for (std::int64_t begin = 0; begin < n; begin += block_size) {
+    const std::int64_t count = std::min<std::int64_t>(block_size, n - begin);
+    const float max = MaxMagnitude(x + begin, count);
+    if (!std::isfinite(max)) return begin / block_size;
+    absmax[begin / block_size] = max;
+    const float inverse = Inverse(max);
+    for (std::int64_t i = 0; i < count; ++i) scaled[i] = x[begin + i] * inverse;
+    Quant4Codes(type, scaled.data(), count, codes.data());
+    codes[count] = Quant4Code(type, 0.0f);  // the low nibble of the last byte if the number of elements is odd
+    for (std::int64_t i = 0; i < count; i += 2) {
+      packed[(begin + i) / 2] = static_cast<std::uint8_t>(codes[i] << 4 | codes[i + 1]);
+    }
+  }
+  return -1;
+}
+
+std::int64_t QuantizeAvx2(Quant4Type type, const float* x, std::int64_t n, int block_size, std::uint8_t* packed,
+                          float* absmax) {
+  const Quant4Rule rule = Quant4RuleOf(type);
+  std::array<std::uint8_t, 16> code_of_rank{};
+  std::copy_n(rule.code_of_rank, rule.num_thresholds + 1, code_of_rank.begin());
+  if (!rule.of_magnitude) {
+    return quant::avx2::QuantizeNf4(x, n, block_size, rule.thresholds, code_of_rank.data(), packed, absmax);
+  }
+  for (int rank = 0; rank < 8; ++rank) code_of_rank[8 + rank] = rule.code_of_rank[rank] + rule.sign;
+  return quant::avx2::QuantizeFp4(x, n, block_size, rule.thresholds, code_of_rank.data(), packed, absmax);
+}
 
 }  // namespace
 
@@ -70,41 +109,58 @@ absl::Status CheckQuant4BlockSize(int block_size) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<Quant4Tensor> Quantize4Bit(const float* weights, std::int64_t rows, std::int64_t cols,
-                                          const Quant4Options& options) {
-  const int block_size = options.block_size;
-  QST_RETURN_IF_ERROR(CheckQuant4BlockSize(block_size));
+absl::StatusOr<Quant4Builder> Quant4Builder::Create(std::int64_t rows, std::int64_t cols, const Quant4Options& options,
+                                                    CpuIsa isa) {
+  QST_RETURN_IF_ERROR(CheckQuant4BlockSize(options.block_size));
   if (rows < 0 || cols < 0) {
     return absl::InvalidArgumentError(absl::StrCat("weight has shape [", rows, ", ", cols, "]"));
   }
-  const std::int64_t num_elems = rows * cols;
-  Quant4Tensor tensor;
+  QST_ASSIGN_OR_RETURN(const CpuIsa resolved, ResolveIsa(isa));
+  Quant4Builder builder;
+  builder.wants_double_quant_ = options.double_quant;
+  builder.use_avx2_ = resolved == CpuIsa::kAvx2;
+  Quant4Tensor& tensor = builder.tensor_;
   tensor.type = options.type;
   tensor.rows = rows;
   tensor.cols = cols;
-  tensor.block_size = block_size;
-  tensor.packed.resize((num_elems + 1) / 2);
-  tensor.absmax.reserve((num_elems + block_size - 1) / block_size);
+  tensor.block_size = options.block_size;
+  tensor.packed.resize((rows * cols + 1) / 2);
+  tensor.absmax.resize((rows * cols + options.block_size - 1) / options.block_size);
+  return builder;
+}
 
-  std::vector<float> scaled(block_size);
-  std::vector<std::uint8_t> codes(block_size + 1);
-  for (std::int64_t begin = 0; begin < num_elems; begin += block_size) {
-    const std::int64_t count = std::min<std::int64_t>(block_size, num_elems - begin);
-    const float* block = weights + begin;
-    const float absmax = MaxMagnitude(block, count);
-    if (!std::isfinite(absmax)) return NotFiniteError(weights, begin, begin + count, cols);
-    const float inverse = Inverse(absmax);
-    for (std::int64_t i = 0; i < count; ++i) scaled[i] = block[i] * inverse;
-    Quant4Codes(options.type, scaled.data(), count, codes.data());
-    codes[count] = Quant4Code(options.type, 0.0f);  // the low nibble of the last byte if the number of elements is odd
-    std::uint8_t* packed = tensor.packed.data() + begin / 2;
-    for (std::int64_t i = 0; i < count; i += 2) {
-      packed[i / 2] = static_cast<std::uint8_t>(codes[i] << 4 | codes[i + 1]);
-    }
-    tensor.absmax.push_back(absmax);
+absl::Status Quant4Builder::Append(const float* values, std::int64_t count) {
+  const std::int64_t block_size = tensor_.block_size;
+  const std::int64_t left = tensor_.rows * tensor_.cols - num_elems_;
+  if (count < 0 || count > left || (count < left && count % block_size != 0)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(count, " elements given where ", left, " are left and blocks have ", block_size));
   }
-  if (options.double_quant) QST_RETURN_IF_ERROR(DoubleQuantize(&tensor));
-  return tensor;
+  if (count == 0) return absl::OkStatus();
+  std::uint8_t* const packed = tensor_.packed.data() + num_elems_ / 2;
+  float* const absmax = tensor_.absmax.data() + num_elems_ / block_size;
+  const auto quantize = use_avx2_ ? QuantizeAvx2 : QuantizePortable;
+  const std::int64_t bad_block = quantize(tensor_.type, values, count, tensor_.block_size, packed, absmax);
+  if (bad_block >= 0) {
+    const std::int64_t first = bad_block * block_size;
+    return NotFiniteError(values + first, num_elems_ + first, std::min(block_size, count - first), tensor_.cols);
+  }
+  num_elems_ += count;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Quant4Tensor> Quant4Builder::Finish() {
+  const std::int64_t left = tensor_.rows * tensor_.cols - num_elems_;
+  if (left != 0) return absl::FailedPreconditionError(absl::StrCat(left, " elements of the weight are missing"));
+  if (wants_double_quant_) QST_RETURN_IF_ERROR(DoubleQuantize(&tensor_));
+  return std::move(tensor_);
+}
+
+absl::StatusOr<Quant4Tensor> Quantize4Bit(const float* weights, std::int64_t rows, std::int64_t cols,
+                                          const Quant4Options& options, CpuIsa isa) {
+  QST_ASSIGN_OR_RETURN(Quant4Builder builder, Quant4Builder::Create(rows, cols, options, isa));
+  QST_RETURN_IF_ERROR(builder.Append(weights, rows * cols));
+  return builder.Finish();
 }
 
 absl::Status DoubleQuantize(Quant4Tensor* tensor, std::optional<float> offset) {

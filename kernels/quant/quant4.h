@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/device.h"
 #include "kernels/tensor.h"
 
 namespace qst {
@@ -49,10 +50,33 @@ inline constexpr int kNestedBlockSize = 256;
 // kInvalidArgument unless it is one that weights are quantized with.
 absl::Status CheckQuant4BlockSize(int block_size);
 
-// Quantizes weights [rows, cols], row-major and contiguous.
+// Quantizes weights [rows, cols], row-major and contiguous. All instruction sets give the same bits.
 // Errors kInvalidArgument: block_size not allowed; an element that is not finite (its index is named).
+// kFailedPrecondition: the machine lacks `isa`.
 absl::StatusOr<Quant4Tensor> Quantize4Bit(const float* weights, std::int64_t rows, std::int64_t cols,
-                                          const Quant4Options& options);
+                                          const Quant4Options& options, CpuIsa isa = CpuIsa::kAuto);
+
+// The same for weights whose elements come in pieces and never lie in memory together.
+class Quant4Builder {
+ public:
+  // Errors as Quantize4Bit's.
+  static absl::StatusOr<Quant4Builder> Create(std::int64_t rows, std::int64_t cols, const Quant4Options& options,
+                                              CpuIsa isa = CpuIsa::kAuto);
+
+  // The next `count` elements of the row-major sequence: whole blocks, unless they are the last ones.
+  // Errors kInvalidArgument: one that is not finite. kFailedPrecondition: no whole blocks, or more than are left.
+  absl::Status Append(const float* values, std::int64_t count);
+  // The weight; call once. kFailedPrecondition if elements are missing.
+  absl::StatusOr<Quant4Tensor> Finish();
+
+ private:
+  Quant4Builder() = default;
+
+  Quant4Tensor tensor_;
+  bool wants_double_quant_ = false;
+  bool use_avx2_ = false;
+  std::int64_t num_elems_ = 0;  // appended
+};
 
 // Replaces the constants in `absmax`, made here or on a GPU, by 8-bit codes around `offset`: their mean unless given.
 // Errors kInvalidArgument: a constant that is not finite (its block is named); the tensor is as it was.
