@@ -1,68 +1,33 @@
 #include "worker/checkpoint/quantize_pipeline.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <array>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/quant/quant4_error.h"
 #include "proto/support/status_macros.h"
 
 namespace qst {
 namespace {
 
-constexpr std::int64_t kChunkElems = 4096;
+// Elements that are read at a time: whole blocks of every size, and few enough for a core's own cache.
+constexpr std::int64_t kChunkElems = 1 << 15;
 
-// Memory of a weight's floats, straight from the system and back to it: an allocator may keep what it got, and the
-// largest weights of a model are what its import takes.
-class FloatBuffer {
- public:
-  static absl::StatusOr<std::unique_ptr<FloatBuffer>> Create(std::int64_t num_elems) {
-    const std::size_t num_bytes = std::max<std::size_t>(1, static_cast<std::size_t>(num_elems) * sizeof(float));
-    void* data = ::mmap(nullptr, num_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data == MAP_FAILED) {
-      return absl::ResourceExhaustedError(absl::StrCat("no memory for ", num_bytes, " bytes of a weight"));
-    }
-    return std::unique_ptr<FloatBuffer>(new FloatBuffer(data, num_bytes));
+// A result takes about a seventh of what its weight takes as float32, so this many times the largest weight in results
+// is less than three times the largest weight.
+constexpr std::int64_t kMaxAhead = 16;
+
+// Calls use(values, count) -> absl::Status with a tensor's elements as float32, chunk by chunk.
+template <typename Use>
+absl::Status ForEachChunk(const TensorSource& source, const ModelTensor& tensor, const Use& use) {
+  std::vector<float> values(static_cast<std::size_t>(std::min(kChunkElems, tensor.num_elems())));
+  for (std::int64_t first = 0; first < tensor.num_elems(); first += kChunkElems) {
+    const std::int64_t count = std::min(kChunkElems, tensor.num_elems() - first);
+    QST_RETURN_IF_ERROR(source.ReadFloat(tensor.name, first, count, values.data()));
+    QST_RETURN_IF_ERROR(use(values.data(), count));
   }
-  ~FloatBuffer() { ::munmap(data_, num_bytes_); }
-  FloatBuffer(const FloatBuffer&) = delete;
-  FloatBuffer& operator=(const FloatBuffer&) = delete;
-
-  float* data() const { return static_cast<float*>(data_); }
-
- private:
-  FloatBuffer(void* data, std::size_t num_bytes) : data_(data), num_bytes_(num_bytes) {}
-  void* data_;
-  std::size_t num_bytes_;
-};
-
-// Adds a weight's squared error and squared norm. Several sums side by side, so that the compiler can use vectors.
-void MeasureError(const float* values, QuantizedWeight* weight) {
-  constexpr std::size_t kLanes = 8;
-  const Quant4View view = weight->tensor.view();
-  std::array<float, kChunkElems> restored;
-  std::array<double, kLanes> error{};
-  std::array<double, kLanes> norm{};
-  for (std::int64_t first = 0; first < view.num_elems(); first += kChunkElems) {
-    const std::int64_t count = std::min(kChunkElems, view.num_elems() - first);
-    DequantizeRange(view, first, count, restored.data());
-    const float* original = values + first;
-    for (std::int64_t i = 0; i < count; i += kLanes) {
-      const std::size_t lanes = static_cast<std::size_t>(std::min<std::int64_t>(kLanes, count - i));
-      for (std::size_t lane = 0; lane < lanes; ++lane) {
-        const double value = original[i + static_cast<std::int64_t>(lane)];
-        const double difference = restored[static_cast<std::size_t>(i) + lane] - value;
-        error[lane] += difference * difference;
-        norm[lane] += value * value;
-      }
-    }
-  }
-  for (std::size_t lane = 0; lane < kLanes; ++lane) {
-    weight->squared_error += error[lane];
-    weight->squared_norm += norm[lane];
-  }
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -75,9 +40,8 @@ QuantizePipeline::QuantizePipeline(const TensorSource& source, const ImportPlan&
     queue_.push_back(i);
     largest = std::max(largest, plan.items[i].tensor.num_elems());
   }
-  // In elements being worked on or waiting as results. A result takes a sixth of its floats; twice the largest
-  // weight as floats, with results, stays below three times.
-  budget_elems_ = 2 * largest;
+  // In elements being worked on or waiting as results.
+  budget_elems_ = std::min<std::int64_t>(kMaxAhead, std::int64_t{num_threads} + 2) * largest;
   const std::size_t num_useful = std::min<std::size_t>(static_cast<std::size_t>(num_threads), queue_.size());
   for (std::size_t i = 0; i < num_useful; ++i) threads_.emplace_back([this] { Run(); });
 }
@@ -132,13 +96,20 @@ absl::StatusOr<QuantizedWeight> QuantizePipeline::Make(const ImportItem& item) c
   }
   const StoreQuantization& wanted = *plan_.quantization;
   const Quant4Options options = {wanted.type, static_cast<int>(wanted.block_size), wanted.double_quant};
-  QST_ASSIGN_OR_RETURN(const std::unique_ptr<FloatBuffer> values, FloatBuffer::Create(tensor.num_elems()));
-  QST_RETURN_IF_ERROR(source_.ReadFloat(tensor.name, 0, tensor.num_elems(), values->data()));
+  // Read twice, never held: reading a chunk again costs less than the memory of a whole weight, which the system would
+  // have to clear first. The second time is for the error, which is known once constants are double-quantized.
+  QST_ASSIGN_OR_RETURN(Quant4Builder builder, Quant4Builder::Create(tensor.shape[0], tensor.shape[1], options));
+  QST_RETURN_IF_ERROR(ForEachChunk(source_, tensor, [&](const float* values, std::int64_t count) {
+    const absl::Status appended = builder.Append(values, count);
+    return appended.ok() ? appended : Annotate(appended, absl::StrCat("tensor '", tensor.name, "'"));
+  }));
+  QST_ASSIGN_OR_RETURN(weight.tensor, builder.Finish());
+  Quant4Error error(weight.tensor.view());
+  QST_RETURN_IF_ERROR(ForEachChunk(
+      source_, tensor, [&](const float* values, std::int64_t count) { return error.Append(values, count); }));
   source_.Release(tensor.name);
-  absl::StatusOr<Quant4Tensor> quantized = Quantize4Bit(values->data(), tensor.shape[0], tensor.shape[1], options);
-  if (!quantized.ok()) return Annotate(quantized.status(), absl::StrCat("tensor '", tensor.name, "'"));
-  weight.tensor = *std::move(quantized);
-  MeasureError(values->data(), &weight);
+  weight.squared_error = error.squared_error();
+  weight.squared_norm = error.squared_norm();
   return weight;
 }
 

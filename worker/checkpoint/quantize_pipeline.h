@@ -27,8 +27,8 @@ struct QuantizedWeight {
 };
 
 // Quantizes the plan's linear weights, or reads those that the source has in 4 bit, in the order of the plan. How far
-// ahead of Take is bounded by memory: less than three times the largest weight as float32. The results do not depend on
-// num_threads. Take is called from one thread.
+// ahead of Take is bounded by memory: less than three times what the largest weight takes as float32. The results do
+// not depend on num_threads. Take is called from one thread.
 class QuantizePipeline {
  public:
   // Starts the threads. source and plan must outlive the pipeline.
