@@ -21,6 +21,9 @@ namespace {
 // Appends are gathered up to this many bytes, so that many small tensors do not become many writes.
 constexpr std::size_t kBufferBytes = 1 << 20;
 
+// After so many bytes the system starts to bring them to the disk, so that Commit does not wait for all of them.
+constexpr std::uint64_t kWriteBehindBytes = 32 << 20;
+
 std::string ParentFolder(const std::string& path) {
   const std::size_t slash = path.find_last_of('/');
   if (slash == std::string::npos) return ".";
@@ -134,7 +137,14 @@ absl::Status AtomicFile::Append(const void* data, std::uint64_t num_bytes) {
     return absl::OkStatus();
   }
   QST_RETURN_IF_ERROR(Flush());
-  return WriteAll(fd_, temp_path_, bytes, num_bytes);
+  QST_RETURN_IF_ERROR(WriteAll(fd_, temp_path_, bytes, num_bytes));
+  if (size_ - started_bytes_ >= kWriteBehindBytes) {
+    // A hint: what fails here fails in Commit, too.
+    ::sync_file_range(fd_, static_cast<off64_t>(started_bytes_), static_cast<off64_t>(size_ - started_bytes_),
+                      SYNC_FILE_RANGE_WRITE);
+    started_bytes_ = size_;
+  }
+  return absl::OkStatus();
 }
 
 absl::Status AtomicFile::Flush() {

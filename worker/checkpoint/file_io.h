@@ -70,6 +70,7 @@ class AtomicFile {
   std::string temp_path_;
   int fd_;
   std::uint64_t size_ = 0;
+  std::uint64_t started_bytes_ = 0;  // that are on their way to the disk
   std::string buffer_;
   bool committed_ = false;
 };
