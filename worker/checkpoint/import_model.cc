@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/device.h"
 #include "kernels/dtype_convert.h"
 #include "kernels/quant/codes.h"
 #include "kernels/quant/quant4.h"
@@ -21,6 +22,7 @@
 #include "worker/checkpoint/safetensors_writer.h"
 #include "worker/checkpoint/staged_folder.h"
 #include "worker/checkpoint/stored_model.h"
+#include "worker/checkpoint/stream_digest.h"
 #include "worker/text/tokenizer_files.h"
 
 namespace qst {
@@ -61,9 +63,9 @@ class WeightFileWriter {
                    const ImportProgress& progress)
       : source_(source), plan_(plan), options_(options), progress_(progress) {}
 
-  // Fills in the manifest's checksum and size, and what is known of layers.
-  absl::Status Write(const std::string& path, StoreManifest* manifest) {
-    QST_ASSIGN_OR_RETURN(writer_, SafetensorsStreamWriter::Create(path, plan_.entries, {{"format", "pt"}}));
+  // Fills in the manifest's checksum and size, and what is known of layers; gives the digest of what was written.
+  absl::StatusOr<FileDigest> Write(const std::string& path, StoreManifest* manifest) {
+    QST_ASSIGN_OR_RETURN(writer_, SafetensorsStreamWriter::Create(path, plan_.entries, {{"format", "pt"}}, &digest_));
     header_bytes_ = writer_->file_bytes();
     QuantizePipeline pipeline(*source_.tensors, plan_, options_.num_threads);
     ErrorSummary errors(source_.config.num_layers);
@@ -87,10 +89,11 @@ class WeightFileWriter {
     }
     QST_RETURN_IF_ERROR(Report("syncing to disk"));
     QST_RETURN_IF_ERROR(writer_->Finish());
-    manifest->weights_bytes = writer_->file_bytes();
-    manifest->weights_sha256 = writer_->HexDigest();
+    FileDigest digest = digest_.Finish();
+    manifest->weights_bytes = digest.num_bytes;
+    manifest->weights_sha256 = digest.sha256;
     errors.Finish(manifest);
-    return absl::OkStatus();
+    return digest;
   }
 
  private:
@@ -207,6 +210,7 @@ class WeightFileWriter {
   const ImportPlan& plan_;
   const ImportOptions& options_;
   const ImportProgress& progress_;
+  StreamDigest digest_;
   std::unique_ptr<SafetensorsStreamWriter> writer_;
   std::uint64_t header_bytes_ = 0;
 };
@@ -260,17 +264,20 @@ absl::Status ImportModel(const ImportOptions& given_options, const ImportProgres
   manifest.layers_bytes = plan.layers_bytes;
   manifest.head_bytes = plan.head_bytes;
   WeightFileWriter writer(source, plan, options, progress);
-  const absl::Status written = writer.Write(folder->Path(kStoreWeightsFile), &manifest);
-  if (!written.ok()) return absl::IsCancelled(written) ? written : Annotate(written, options.source);
+  const absl::StatusOr<FileDigest> written = writer.Write(folder->Path(kStoreWeightsFile), &manifest);
+  if (absl::IsCancelled(written.status())) return written.status();
+  if (!written.ok()) return Annotate(written.status(), options.source);
 
   const std::string quantization_config =
       plan.quantization.has_value() ? QuantizationConfigJson(*plan.quantization, plan.UnquantizedModules()) : "";
   QST_RETURN_IF_ERROR(
       WriteFileAtomically(folder->Path(kStoreConfigFile), ModelConfigToJson(source.config, quantization_config)));
   QST_RETURN_IF_ERROR(WriteFileAtomically(folder->Path(kStoreManifestFile), StoreManifestToJson(manifest)));
-  // Read back before anyone relies on it.
+  // Read back before anyone relies on it. The SHA-256 is of the bytes that were written, so it is the file's, too, if
+  // the sums of its pieces are theirs; computing it once more would tell no more and take ten times as long.
   QST_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> stored, StoredModel::Open(folder->path()));
-  QST_RETURN_IF_ERROR(stored->Verify());
+  ThreadPool threads(options.num_threads);
+  QST_RETURN_IF_ERROR(CheckPieces(*stored->weights().file(), *written, threads));
   return folder->Finish();
 }
 

@@ -72,16 +72,18 @@ absl::Status WriteSafetensors(const std::string& path, const std::vector<Safeten
   return writer->Finish();
 }
 
-SafetensorsStreamWriter::SafetensorsStreamWriter(std::unique_ptr<AtomicFile> file, std::uint64_t expected_bytes)
-    : file_(std::move(file)), remaining_bytes_(expected_bytes) {}
+SafetensorsStreamWriter::SafetensorsStreamWriter(std::unique_ptr<AtomicFile> file, std::uint64_t expected_bytes,
+                                                 StreamDigest* digest)
+    : file_(std::move(file)), remaining_bytes_(expected_bytes), digest_(digest) {}
 
 absl::StatusOr<std::unique_ptr<SafetensorsStreamWriter>> SafetensorsStreamWriter::Create(
-    const std::string& path, const std::vector<SafetensorsEntry>& tensors, const SafetensorsMetadata& metadata) {
+    const std::string& path, const std::vector<SafetensorsEntry>& tensors, const SafetensorsMetadata& metadata,
+    StreamDigest* digest) {
   std::uint64_t data_bytes = 0;
   QST_ASSIGN_OR_RETURN(const std::string header, SafetensorsHeader(path, tensors, metadata, &data_bytes));
   QST_ASSIGN_OR_RETURN(std::unique_ptr<AtomicFile> file, AtomicFile::Create(path));
   std::unique_ptr<SafetensorsStreamWriter> writer(
-      new SafetensorsStreamWriter(std::move(file), header.size() + data_bytes));
+      new SafetensorsStreamWriter(std::move(file), header.size() + data_bytes, digest));
   QST_RETURN_IF_ERROR(writer->Append(header.data(), header.size()));
   return writer;
 }
@@ -93,7 +95,7 @@ absl::Status SafetensorsStreamWriter::Append(const void* data, std::uint64_t num
   }
   if (num_bytes == 0) return absl::OkStatus();
   remaining_bytes_ -= num_bytes;
-  sha256_.Update(data, num_bytes);
+  if (digest_ != nullptr) digest_->Update(data, num_bytes);
   return file_->Append(data, num_bytes);
 }
 

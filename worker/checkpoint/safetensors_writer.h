@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/dtype.h"
 #include "worker/checkpoint/file_io.h"
+#include "worker/checkpoint/stream_digest.h"
 
 namespace qst {
 
@@ -44,12 +45,13 @@ absl::StatusOr<std::string> SafetensorsHeader(const std::string& path, const std
 
 // The same for tensors that come one after another and never lie in memory together. The entries' data
 // pointers are ignored; Append must deliver their bytes in order, in pieces of any size. Without Finish
-// nothing appears under `path`. Not thread-safe.
+// nothing appears under `path`. `digest` gets all bytes of the file and must outlive the writer. Not thread-safe.
 class SafetensorsStreamWriter {
  public:
   static absl::StatusOr<std::unique_ptr<SafetensorsStreamWriter>> Create(const std::string& path,
                                                                          const std::vector<SafetensorsEntry>& tensors,
-                                                                         const SafetensorsMetadata& metadata);
+                                                                         const SafetensorsMetadata& metadata,
+                                                                         StreamDigest* digest = nullptr);
 
   // kFailedPrecondition if this is more than the entries need.
   [[nodiscard]] absl::Status Append(const void* data, std::uint64_t num_bytes);
@@ -57,15 +59,13 @@ class SafetensorsStreamWriter {
   [[nodiscard]] absl::Status Finish();
 
   std::uint64_t file_bytes() const { return file_->size(); }  // written so far
-  // SHA-256 of the whole file; call once, after Finish.
-  std::string HexDigest() { return sha256_.HexDigest(); }
 
  private:
-  SafetensorsStreamWriter(std::unique_ptr<AtomicFile> file, std::uint64_t expected_bytes);
+  SafetensorsStreamWriter(std::unique_ptr<AtomicFile> file, std::uint64_t expected_bytes, StreamDigest* digest);
 
   std::unique_ptr<AtomicFile> file_;
   std::uint64_t remaining_bytes_;
-  Sha256 sha256_;
+  StreamDigest* digest_;  // may be null
 };
 
 }  // namespace qst

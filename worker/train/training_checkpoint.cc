@@ -20,6 +20,7 @@
 #include "worker/checkpoint/file_io.h"
 #include "worker/checkpoint/safetensors_reader.h"
 #include "worker/checkpoint/safetensors_writer.h"
+#include "worker/checkpoint/stream_digest.h"
 
 namespace qst {
 namespace {
@@ -191,9 +192,10 @@ absl::Status SaveCheckpoint(const std::string& folder, const TrainerState& state
       entries.push_back({buffer.prefix + info.name, DType::kF32, info.shape});
     }
   }
+  StreamDigest digest;
   QST_ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsStreamWriter> writer,
                        SafetensorsStreamWriter::Create(absl::StrCat(temp_folder, "/", kStateFile), entries,
-                                                       {{"format", "qst-training-checkpoint"}}));
+                                                       {{"format", "qst-training-checkpoint"}}, &digest));
   std::vector<float> tensor;
   for (const StateBuffer& buffer : StateBuffers(groups)) {
     for (const ParameterInfo& info : buffer.parameters->layout()) {
@@ -204,7 +206,7 @@ absl::Status SaveCheckpoint(const std::string& folder, const TrainerState& state
   }
   QST_RETURN_IF_ERROR(writer->Finish());
 
-  Json json = StateToJson(state, writer->HexDigest());
+  Json json = StateToJson(state, digest.Finish().sha256);
   json[kChecksumKey] = Checksum(json.dump());
   QST_RETURN_IF_ERROR(WriteFileAtomically(absl::StrCat(temp_folder, "/", kTrainerFile), json.dump(2) + "\n"));
 
