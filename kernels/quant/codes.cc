@@ -127,17 +127,15 @@ bool IsDynamicMap8(const float* map) {
 }
 
 std::uint8_t DynamicMap8Code(float x) {
-  if (std::isnan(x)) return 0;
   const float* map = DynamicMap8();
-  // map[upper] is the first value not below x.
-  const int upper = static_cast<int>(std::lower_bound(map, map + 256, x) - map);
-  if (upper == 0) return 0;
-  if (upper == 256) return 255;
-  const int lower = upper - 1;
+  // The number of values below x, at most 255: a NaN has none. No step is a branch, which way it goes being anyone's
+  // guess.
+  int upper = 0;
+  for (int step = 128; step > 0; step /= 2) upper += static_cast<int>(map[upper + step - 1] < x) * step;
+  const int lower = std::max(upper, 1) - 1;
   const float middle = (map[lower] + map[upper]) * 0.5f;
-  if (x < middle) return static_cast<std::uint8_t>(lower);
-  if (x > middle) return static_cast<std::uint8_t>(upper);
-  return static_cast<std::uint8_t>(lower % 2 == 0 ? lower : upper);
+  const int is_tie = static_cast<int>(x == middle);
+  return static_cast<std::uint8_t>(lower + (static_cast<int>(x > middle) | (is_tie & lower)));
 }
 
 }  // namespace qst

@@ -78,6 +78,19 @@ TEST(CodesTest, TheNearestValueIsTaken) {
   }
 }
 
+TEST(CodesTest, TheEightBitCodeOfATieIsEven) {
+  const float* map = DynamicMap8();
+  for (int lower = 0; lower < 255; ++lower) {
+    const float middle = (map[lower] + map[lower + 1]) * 0.5f;
+    EXPECT_EQ(DynamicMap8Code(middle), lower % 2 == 0 ? lower : lower + 1) << lower;
+    EXPECT_EQ(DynamicMap8Code(std::nextafter(middle, -2.0f)), lower) << lower;
+    EXPECT_EQ(DynamicMap8Code(std::nextafter(middle, 2.0f)), lower + 1) << lower;
+  }
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const float x : {-1.0f, -2.0f, -kInfinity, std::nanf("")}) EXPECT_EQ(DynamicMap8Code(x), 0) << x;
+  for (const float x : {1.0f, 2.0f, kInfinity}) EXPECT_EQ(DynamicMap8Code(x), 255) << x;
+}
+
 TEST(CodesTest, OnAThresholdTheLowerMagnitudeOrCodeIsTaken) {
   EXPECT_EQ(Quant4Code(Quant4Type::kNF4, 0.03979014977812767f), 7);
   EXPECT_EQ(Quant4Code(Quant4Type::kNF4, std::nextafter(0.03979014977812767f, 1.0f)), 8);
