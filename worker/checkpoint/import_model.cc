@@ -274,7 +274,7 @@ absl::Status ImportModel(const ImportOptions& given_options, const ImportProgres
       WriteFileAtomically(folder->Path(kStoreConfigFile), ModelConfigToJson(source.config, quantization_config)));
   QST_RETURN_IF_ERROR(WriteFileAtomically(folder->Path(kStoreManifestFile), StoreManifestToJson(manifest)));
   // Read back before anyone relies on it. The SHA-256 is of the bytes that were written, so it is the file's, too, if
-  // the sums of its pieces are theirs; computing it once more would tell no more and take ten times as long.
+  // the sums of its pieces are theirs; computing it once more would tell no more and take six times as long.
   QST_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> stored, StoredModel::Open(folder->path()));
   ThreadPool threads(options.num_threads);
   QST_RETURN_IF_ERROR(CheckPieces(*stored->weights().file(), *written, threads));

@@ -18,7 +18,7 @@
 namespace qst {
 
 // Of a whole file. sha256 is for whoever gets the file. The sums of its pieces, kDigestPieceBytes each, are for reading
-// it back at once: a tenth of the work, on all cores. They miss an accident with a chance of about 2^-64 for each
+// it back at once: a sixth of the work, on all cores. They miss an accident with a chance of about 2^-64 for each
 // piece. Not cryptographic: who could change the file between writing and reading could as well do it later.
 struct FileDigest {
   std::string sha256;  // 64 lower-case digits
