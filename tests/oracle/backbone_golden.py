@@ -94,11 +94,11 @@ def states_and_logits(model, tokens):
     return torch.stack([s.reshape(len(tokens), -1) for s in states]), logits
 
 
-def write_expected(model, tokens, folder):
+def write_expected(model, tokens, folder, about="tests/oracle/backbone_golden.py"):
     states, logits = states_and_logits(model, tokens)
     save_file({"tokens": tokens.to(torch.int32), "hidden_states": states.contiguous(), "logits": logits.contiguous()},
               folder / "expected.safetensors",
-              metadata={"about": f"tests/oracle/backbone_golden.py, seed {SEED}, torch {torch.__version__}, "
+              metadata={"about": f"{about}, seed {SEED}, torch {torch.__version__}, "
                                  f"transformers {transformers.__version__}"})
     return logits
 

@@ -1,213 +1,47 @@
 // The float path against transformers: every hidden state and the logits of tiny models of every family and variant
 // (testdata/backbone, made by backbone_golden.py), through the same import, store, stages and head as any model.
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <filesystem>
-#include <limits>
-#include <memory>
+#include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
-#include "absl/strings/string_view.h"
 #include "gtest/gtest.h"
-#include "kernels/device.h"
-#include "kernels/device_memory.h"
-#include "kernels/ops.h"
-#include "proto/support/status_matchers.h"
-#include "worker/backbone/stage.h"
-#include "worker/checkpoint/import_model.h"
-#include "worker/checkpoint/safetensors_reader.h"
-#include "worker/checkpoint/stored_model.h"
-#include "worker/host_frozen.h"
-#include "worker/side/head.h"
-#include "worker/testing/test_device.h"
-#include "worker/testing/tiny_model.h"
+#include "tests/oracle/golden_model.h"
 
 namespace qst {
 namespace {
 
-namespace fs = std::filesystem;
-
 constexpr char kRoot[] = "tests/oracle/testdata/backbone";
+constexpr char kByHand[] = "QST_GOLDEN_MODELS";
 
-// What transformers computed.
-struct Expected {
-  std::vector<std::int32_t> tokens;
-  std::vector<float> hidden_states;  // [N + 1, T, d]
-  std::vector<float> logits;         // [T, V]
-};
-
-Expected ReadExpected(const std::string& folder) {
-  Expected expected;
-  const auto reader = SafetensorsReader::Open(folder + "/expected.safetensors");
-  QST_EXPECT_OK(reader);
-  const SafetensorsReader::RawTensor tokens = (*reader)->Raw("tokens");
-  expected.tokens.resize(tokens.num_bytes / sizeof(std::int32_t));
-  std::memcpy(expected.tokens.data(), tokens.data, tokens.num_bytes);
-  for (const auto& [name, values] :
-       {std::pair<const char*, std::vector<float>*>{"hidden_states", &expected.hidden_states},
-        {"logits", &expected.logits}}) {
-    values->resize(static_cast<std::size_t>((*reader)->Find(name)->num_elems));
-    QST_EXPECT_OK((*reader)->ReadFloat(name, 0, (*reader)->Find(name)->num_elems, values->data()));
-  }
-  return expected;
-}
-
-// The largest errors over all rows. NaN counts as infinite.
-struct Errors {
-  double row = 0.0;      // of a token's vector: of the Euclidean norm of the difference to that of the vector
-  double element = 0.0;  // of an element: to itself or to the root mean square of its row, whichever is larger
-};
-
-void AddErrors(const float* expected, const std::vector<float>& actual, std::int64_t width, Errors* errors) {
-  const auto raise = [](double error, double* largest) {
-    *largest = std::isnan(error) ? std::numeric_limits<double>::infinity() : std::max(*largest, error);
-  };
-  for (std::size_t row = 0; row < actual.size(); row += static_cast<std::size_t>(width)) {
-    double squares = 0.0;
-    double squared_errors = 0.0;
-    for (std::int64_t j = 0; j < width; ++j) {
-      const double difference = static_cast<double>(actual[row + j]) - expected[row + j];
-      squares += static_cast<double>(expected[row + j]) * expected[row + j];
-      squared_errors += difference * difference;
-    }
-    raise(std::sqrt(squared_errors / squares), &errors->row);
-    const double rms = std::sqrt(squares / static_cast<double>(width));
-    for (std::int64_t j = 0; j < width; ++j) {
-      const double difference = std::abs(static_cast<double>(actual[row + j]) - expected[row + j]);
-      raise(difference / std::max<double>(std::abs(expected[row + j]), rms), &errors->element);
-    }
-  }
-}
-
-class BackboneGoldenTest : public DeviceTest {
+class BackboneGoldenTest : public GoldenModelTest {
  protected:
-  // The model in `folder` with the expected.safetensors beside it.
-  void Compare(const std::string& folder, bool checks_elements);
-
   // Unquantized: the file's numbers, in float32.
-  std::unique_ptr<StoredModel> Import(const std::string& folder) {
-    const std::string source = MakeTestFolder("source");
-    fs::copy(folder, source, fs::copy_options::recursive);
-    if (!fs::exists(source + "/tokenizer.json")) QST_EXPECT_OK(WriteTinyTokenizer(source));
-    ImportOptions options;
-    options.source = source;
-    options.destination = MakeTestFolder("store") + "/model";
-    options.quantization.reset();
-    QST_EXPECT_OK(ImportModel(options, nullptr));
-    auto stored = StoredModel::Open(options.destination);
-    QST_EXPECT_OK(stored);
-    return *std::move(stored);
-  }
-
-  // Every state of all layers, by layers cut into stages of one; the last is what the head gets.
-  std::vector<std::vector<float>> HiddenStates(const StoredModel& model, const std::vector<std::int32_t>& tokens,
-                                               DeviceMemory* residual) {
-    std::vector<std::vector<float>> states;
-    const std::int64_t d = model.config().hidden_size;
-    const auto num_tokens = static_cast<std::int64_t>(tokens.size());
-    auto memory = DeviceMemory::Allocate(ctx_, num_tokens * d * 4);
-    QST_EXPECT_OK(memory);
-    *residual = *std::move(memory);
-    TokenPass pass;
-    pass.tokens = tokens;
-    pass.offsets = {0, static_cast<std::int32_t>(num_tokens)};
-    for (std::int64_t i = 0; i < model.config().num_layers; ++i) {
-      StageOptions options;
-      options.first_layer = i;
-      options.num_layers = 1;
-      options.cuda_dtype = DType::kF32;
-      const auto stage = Stage::Create(model, options, ctx_);
-      QST_EXPECT_OK(stage);
-      QST_EXPECT_OK((*stage)->Forward(pass, Matrix(residual->as<float>(), num_tokens, d),
-                                      [&](std::int64_t layer, const ConstMatrixView& h) {
-                                        EXPECT_EQ(layer, static_cast<std::int64_t>(states.size()));
-                                        states.emplace_back(h.rows * h.cols);
-                                        return Download(ctx_, h.data, h.rows * h.cols * 4, states.back().data());
-                                      }));
-    }
-    return states;
-  }
-
-  std::vector<float> Logits(const StoredModel& model, const MatrixView& last) {
-    const auto frozen = FrozenWeights::Load(ctx_, model, /*needs_lm_head=*/true);
-    QST_EXPECT_OK(frozen);
-    const WeightView& lm_head = (*frozen)->head().lm_head;
-    auto output = DeviceMemory::Allocate(ctx_, last.rows * lm_head.cols() * 4);
-    auto logits = DeviceMemory::Allocate(ctx_, last.rows * lm_head.rows() * 4);
-    QST_EXPECT_OK(output);
-    QST_EXPECT_OK(logits);
-    const MatrixView out = Matrix(output->as<float>(), last.rows, lm_head.cols());
-    QST_EXPECT_OK(BackboneOutput(ctx_, (*frozen)->head(), last, out));
-    QST_EXPECT_OK(Linear(ctx_, out, lm_head, {}, Matrix(logits->as<float>(), last.rows, lm_head.rows()),
-                         /*accumulate=*/false));
-    std::vector<float> values(static_cast<std::size_t>(last.rows * lm_head.rows()));
-    QST_EXPECT_OK(Download(ctx_, logits->data(), static_cast<std::int64_t>(values.size()) * 4, values.data()));
-    return values;
+  void Check(const std::string& folder, bool checks_elements) {
+    SCOPED_TRACE(folder);
+    const auto model = Import(folder, std::nullopt);
+    // A GPU rounds factors of products with 16-bit weights to their type.
+    const bool is_rounded = ctx_.device == DeviceType::kCuda && model->config().torch_dtype != "float32";
+    const double tolerance = is_rounded ? 3e-2 : 1e-4;
+    std::optional<double> element_tolerance;
+    // Single elements that nearly cancel are off by more than their row.
+    if (checks_elements) element_tolerance = is_rounded ? 2 * tolerance : tolerance;
+    Compare(*model, folder, tolerance, element_tolerance);
   }
 };
 QST_INSTANTIATE_DEVICE_TEST(BackboneGoldenTest);
 
-void BackboneGoldenTest::Compare(const std::string& folder, bool checks_elements) {
-  const auto model = Import(folder);
-  const Expected expected = ReadExpected(folder);
-  // A GPU rounds factors of products with 16-bit weights to their type.
-  const bool is_rounded = ctx_.device == DeviceType::kCuda && model->config().torch_dtype != "float32";
-  const double tolerance = is_rounded ? 3e-2 : 1e-4;
-  DeviceMemory residual;
-  const auto states = HiddenStates(*model, expected.tokens, &residual);
-  const std::int64_t d = model->config().hidden_size;
-  const std::size_t state_elems = expected.tokens.size() * static_cast<std::size_t>(d);
-  ASSERT_EQ(states.size() * state_elems, expected.hidden_states.size());
-  Errors of_states;
-  for (std::size_t i = 0; i < states.size(); ++i) {
-    ASSERT_EQ(states[i].size(), state_elems);
-    AddErrors(expected.hidden_states.data() + i * state_elems, states[i], d, &of_states);
-  }
-  const MatrixView last = Matrix(residual.as<float>(), static_cast<std::int64_t>(expected.tokens.size()), d);
-  const std::vector<float> logits = Logits(*model, last);
-  ASSERT_EQ(logits.size(), expected.logits.size());
-  Errors of_logits;
-  AddErrors(expected.logits.data(), logits, model->config().vocab_size, &of_logits);
-  std::printf("%s: %zu states within %.2g (elements %.2g), logits within %.2g (%.2g)\n",
-              fs::path(folder).filename().c_str(), states.size(), of_states.row, of_states.element, of_logits.row,
-              of_logits.element);
-  EXPECT_LE(of_states.row, tolerance);
-  EXPECT_LE(of_logits.row, tolerance);
-  if (!checks_elements) return;
-  // Single elements that nearly cancel are off by more than their row.
-  const double element_tolerance = is_rounded ? 2 * tolerance : tolerance;
-  EXPECT_LE(of_states.element, element_tolerance);
-  EXPECT_LE(of_logits.element, element_tolerance);
-}
-
 TEST_P(BackboneGoldenTest, EveryHiddenStateAndTheLogitsAgreeWithTransformers) {
-  std::vector<std::string> folders;
-  for (const fs::directory_entry& entry : fs::directory_iterator(kRoot)) folders.push_back(entry.path());
-  std::sort(folders.begin(), folders.end());
+  const std::vector<std::string> folders = GoldenFolders(kRoot);
   ASSERT_GE(folders.size(), 16u);
-  for (const std::string& folder : folders) {
-    SCOPED_TRACE(folder);
-    Compare(folder, /*checks_elements=*/true);
-  }
+  for (const std::string& folder : folders) Check(folder, /*checks_elements=*/true);
 }
 
 // Real models, by hand: backbone_golden.py --of FOLDER.
 TEST_P(BackboneGoldenTest, ModelsNamedByTheEnvironmentAgreeToo) {
-  const char* const folders = std::getenv("QST_GOLDEN_MODELS");
-  if (folders == nullptr) GTEST_SKIP() << "no $QST_GOLDEN_MODELS";
-  for (const absl::string_view folder : absl::StrSplit(folders, ':')) {
-    SCOPED_TRACE(folder);
-    // Real models have a few channels of thousands, in which layers cancel: elements are as exact as these allow.
-    Compare(std::string(folder), /*checks_elements=*/ctx_.device == DeviceType::kCpu);
-  }
+  const std::vector<std::string> folders = GoldenFoldersOf(kByHand);
+  if (folders.empty()) GTEST_SKIP() << "no $" << kByHand;
+  // Real models have a few channels of thousands, in which layers cancel: elements are as exact as these allow.
+  for (const std::string& folder : folders) Check(folder, /*checks_elements=*/ctx_.device == DeviceType::kCpu);
 }
 
 }  // namespace
