@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
-"""Golden checkpoints that bitsandbytes itself quantized: tiny random models of every family, loaded by transformers with
-BitsAndBytesConfig(load_in_4bit=True) on the CPU and written by save_pretrained, with the hidden states and logits that
-transformers and bitsandbytes compute of the written files in float32.
+"""Golden checkpoints that bitsandbytes itself quantized: tiny random models of every family, loaded by transformers
+with BitsAndBytesConfig(load_in_4bit=True) on the CPU and written by save_pretrained, with the hidden states and logits
+that transformers and bitsandbytes compute of the written files in float32.
 
-Each case becomes a folder as save_pretrained leaves it, with expected.safetensors as in backbone_golden.py. Packages and
-environment: there. Run from the repository root:
+Each case becomes a folder as save_pretrained leaves it, with expected.safetensors as in backbone_golden.py. Packages
+and environment: there. Run from the repository root:
 
     venv/bin/python tests/oracle/bitsandbytes_golden.py tests/oracle/testdata/bitsandbytes
 
-A model of any size, by hand: `--quantize FOLDER OUT nf4|fp4 double|single DTYPE` quantizes the Hugging Face folder, with
-DTYPE for all that stays unquantized, and adds expected.safetensors; bitsandbytes_golden_test reads the folders named in
-QST_GOLDEN_BITSANDBYTES (separated by colons) besides its own.
+A model of any size, by hand: `--quantize FOLDER OUT nf4|fp4 double|single DTYPE` quantizes the Hugging Face folder,
+with DTYPE for all that stays unquantized, and adds expected.safetensors; bitsandbytes_golden_test reads the folders
+named in QST_GOLDEN_BITSANDBYTES (separated by colons) besides its own.
 
-What is float32: a layer that bitsandbytes runs on a CPU dequantizes its weight to the compute dtype (here float32, whatever
-dtype the original had) and multiplies in it. Only where the CPU has AVX512-BF16 and the model is in eval mode does it repack
-the weights for a kernel that rounds inputs, constants and outputs to bfloat16; that is turned off here. Each case is also
-computed by a plain transformers model of the weights that dequantize_4bit gives; both must agree.
+What is float32: a layer that bitsandbytes runs on a CPU dequantizes its weight to the compute dtype (here float32,
+whatever dtype the original had) and multiplies in it. Only where the CPU has AVX512-BF16 and the model is in eval mode
+does it repack the weights for a kernel that rounds inputs, constants and outputs to bfloat16; that is turned off here.
+Each case is also computed by a plain transformers model of the weights that dequantize_4bit gives; both must agree.
 """
 import contextlib
 import copy
@@ -54,18 +54,18 @@ def cases():
             for kind in ("double", "single"):
                 dtype = DTYPES[len(result) % len(DTYPES)]
                 layers = 2 if quant_type == "nf4" else 1  # small files
-                result[f"{name}_{quant_type}_{kind}"] = (family, dict(fields, num_hidden_layers=layers), dtype, quant_type,
-                                                         kind == "double", {})
+                result[f"{name}_{quant_type}_{kind}"] = (family, dict(fields, num_hidden_layers=layers), dtype,
+                                                         quant_type, kind == "double", {})
     # More than 256 blocks in a weight: two nested constants.
     result["opt_nested"] = ("OPT", dict(OPT, hidden_size=34, word_embed_proj_dim=34, ffn_dim=490, num_hidden_layers=1,
                                         num_attention_heads=2), "bfloat16", "nf4", True, {})
     # Projections to and from the layers are in 4 bit, too.
-    result["opt_350m"] = ("OPT", dict(FAMILIES["opt"][1], do_layer_norm_before=False, word_embed_proj_dim=12), "float16",
-                          "nf4", False, {})
+    result["opt_350m"] = ("OPT", dict(FAMILIES["opt"][1], do_layer_norm_before=False, word_embed_proj_dim=12),
+                          "float16", "nf4", False, {})
     # Rows of an odd number of elements: a byte holds the end of one and the start of the next.
-    result["llama_odd_rows"] = ("Llama", dict(LLAMA, hidden_size=18, intermediate_size=25, num_hidden_layers=1), "bfloat16",
-                                "nf4", True, {})
-    result["llama_block_128"] = ("Llama", dict(LLAMA, num_hidden_layers=1), "bfloat16", "fp4", False, {"block_size": 128})
+    small = dict(LLAMA, num_hidden_layers=1)
+    result["llama_odd_rows"] = ("Llama", dict(small, hidden_size=18, intermediate_size=25), "bfloat16", "nf4", True, {})
+    result["llama_block_128"] = ("Llama", small, "bfloat16", "fp4", False, {"block_size": 128})
     result["mistral_sharded"] = ("Mistral", FAMILIES["mistral"][1], "bfloat16", "nf4", True, {"max_shard_size": "12KB"})
     # Codes as "numbers" of another dtype, as for training with FSDP.
     result["qwen2_storage"] = ("Qwen2", FAMILIES["qwen2"][1], "bfloat16", "nf4", True, {"storage": "bfloat16"})
@@ -105,8 +105,8 @@ def four_bit_layers(model):
 
 
 def load(folder):
-    """The written files as a model that computes in float32. Loaded with dtype float32, transformers would convert the codes,
-    too, where their storage type is a float; so all but these is converted afterwards."""
+    """The written files as a model that computes in float32. Loaded with dtype float32, transformers would convert the
+    codes, too, where their storage type is a float; so all but these is converted afterwards."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto", attn_implementation="eager")
     for module in four_bit_layers(model).values():
         assert module.compute_dtype == torch.float32
@@ -144,11 +144,12 @@ def worst(expected, actual):
 def finish(folder, tokens):
     model = load(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
-    write_expected(model, tokens, folder, "tests/oracle/bitsandbytes_golden.py, bitsandbytes " + bitsandbytes.__version__)
+    write_expected(model, tokens, folder,
+                   "tests/oracle/bitsandbytes_golden.py, bitsandbytes " + bitsandbytes.__version__)
     own, plain = states_and_logits(model, tokens), states_and_logits(dequantized(model), tokens)
     errors = [worst(a, b) for a, b in zip(own, plain)]
-    print(f"{folder.name}: {len(four_bit_layers(model))} 4-bit layers; computed by itself and by its dequantized weights: "
-          f"states within {errors[0]:.2g}, logits within {errors[1]:.2g}", flush=True)
+    print(f"{folder.name}: {len(four_bit_layers(model))} 4-bit layers; computed by itself and by its dequantized "
+          f"weights: states within {errors[0]:.2g}, logits within {errors[1]:.2g}", flush=True)
     assert four_bit_layers(model) and max(errors) <= ALLOWED
 
 
