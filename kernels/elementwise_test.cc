@@ -54,8 +54,11 @@ TEST_P(ElementwiseTest, ActivationsMatchReference) {
         QST_ASSERT_OK(Activate(Context(), activation, in_place, in_place));
         EXPECT_EQ(in_place.Bits(), y.Bits());
         TestMatrix grad_in_place(grad_y, dtype);
+        TestMatrix over_x(x, dtype);
         QST_ASSERT_OK(ActivateBackward(Context(), activation, grad_in_place, TestMatrix(x, dtype), grad_in_place));
         EXPECT_EQ(grad_in_place.Bits(), grad_x.Bits());
+        QST_ASSERT_OK(ActivateBackward(Context(), activation, TestMatrix(grad_y, dtype), over_x, over_x));
+        EXPECT_EQ(over_x.Bits(), grad_x.Bits());
       }
     }
   }

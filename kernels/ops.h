@@ -133,7 +133,7 @@ enum class Activation : std::uint8_t { kIdentity, kRelu, kSilu, kGelu };
 // y = activation(x). y may alias x.
 [[nodiscard]] absl::Status Activate(const OpContext& ctx, Activation activation, const ConstMatrixView& x,
                                     const MatrixView& y);
-// grad_x = grad_y * activation'(x). grad_x may alias grad_y.
+// grad_x = grad_y * activation'(x). grad_x may alias grad_y or x.
 [[nodiscard]] absl::Status ActivateBackward(const OpContext& ctx, Activation activation, const ConstMatrixView& grad_y,
                                             const ConstMatrixView& x, const MatrixView& grad_x);
 

@@ -256,7 +256,9 @@ void StreamDeleter::operator()(Stream* stream) const { delete stream; }
 
 absl::StatusOr<void*> Stream::Scratch(std::int64_t num_bytes) {
   if (num_bytes <= scratch_bytes_) return scratch_;
+  QST_RETURN_IF_ERROR(CheckNotCapturing(*this, "more scratch memory"));
   QST_RETURN_IF_ERROR(Synchronize(*this));
+  ++memory_generation;
   device->Free(scratch_);
   scratch_ = nullptr;
   scratch_bytes_ = 0;
@@ -269,6 +271,7 @@ Device& DeviceOf(Stream& stream) { return *stream.device; }
 void* NativeHandle(Stream& stream) { return stream.handle; }
 
 absl::Status CopyToDevice(Stream& stream, const void* host, std::int64_t num_bytes, void* device) {
+  QST_RETURN_IF_ERROR(CheckNotCapturing(stream, "a copy from the host"));
   stream.unpack_must_wait = true;
   Stream::Staging& staging = *stream.staging;
   for (std::int64_t done = 0; done < num_bytes; done += kStagingPieceBytes) {
@@ -286,6 +289,7 @@ absl::Status CopyToDevice(Stream& stream, const void* host, std::int64_t num_byt
 }
 
 absl::Status CopyToHost(Stream& stream, const void* device, std::int64_t num_bytes, void* host) {
+  QST_RETURN_IF_ERROR(CheckNotCapturing(stream, "a copy to the host"));
   if (num_bytes == 0) return absl::OkStatus();
   QST_CUDA_RETURN_IF_ERROR(cudaMemcpyAsync(host, device, static_cast<std::size_t>(num_bytes), cudaMemcpyDeviceToHost,
                                            stream.handle));
@@ -308,6 +312,7 @@ absl::Status FillZero(Stream& stream, void* device, std::int64_t num_bytes) {
 }
 
 absl::Status Synchronize(Stream& stream) {
+  QST_RETURN_IF_ERROR(CheckNotCapturing(stream, "waiting for the device"));
   QST_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(stream.handle));
   return absl::OkStatus();
 }

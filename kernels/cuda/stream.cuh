@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/device.h"
 
@@ -31,6 +32,10 @@ class Stream {
   // Set by whatever may write a 4-bit weight in this stream's order: copies, quantization, waits for other streams.
   // The next use of unpack_handle then waits for `handle`, once; else it runs ahead of it.
   bool unpack_must_wait = true;
+  // What is enqueued becomes part of a graph (graph.h). Whatever would wait, or ask for memory, is refused meanwhile.
+  bool is_capturing = false;
+  // Counts how often memory that ops keep between calls was given back for larger.
+  std::int64_t memory_generation = 0;
   cublasLtHandle_t blas = nullptr;
   int num_multiprocessors = 0;
   bool allow_tf32 = false;
@@ -39,6 +44,7 @@ class Stream {
 
   // Device memory of at least num_bytes for the duration of one op: the same piece for every op on this stream, so
   // that ops in order may share it. Grows when asked for more (which waits for the stream once).
+  // kFailedPrecondition: it would have to grow in a capture.
   absl::StatusOr<void*> Scratch(std::int64_t num_bytes);
 
   // Pinned host memory through which CopyToDevice goes: a ring, so that copies overlap with the host.
@@ -49,6 +55,12 @@ class Stream {
   void* scratch_ = nullptr;
   std::int64_t scratch_bytes_ = 0;
 };
+
+// kFailedPrecondition in a capture.
+inline absl::Status CheckNotCapturing(const Stream& stream, const char* what) {
+  if (!stream.is_capturing) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(what, " while a graph is captured"));
+}
 
 struct LaunchShape {
   dim3 grid;

@@ -3,7 +3,9 @@
 // process, as a worker that hosts both does it), and what memory it takes. Prints lines of JSON:
 //
 //   backbone forward   value: tokens/s; ratio: FLOP/s of its linear layers and attention by a plain bf16 product
-//   training           value: tokens/s; ratio: by the forward rate of the same run
+//   training           value: tokens/s; ratio: by the forward rate of the same run. Twice: the side network's work in
+//                      CUDA graphs, as jobs have it, and launch by launch
+//   replayed           value: share of the side network's units of work that a graph did, in %
 //   peak memory        value: GB (1e9) of the device's arena, weights, head and optimizer included
 //
 //   bazel run --config=cuda //tests/bench:cuda_model_bench -- [--shapes=llama-2-7b,llama-2-70b] [--folder=DIR]
@@ -113,6 +115,16 @@ class ModelBench {
   }
 
  private:
+  struct Training {
+    double rate = 0.0;  // tokens/s
+    GraphStats stats;
+  };
+
+  static double ReplayedShare(const GraphStats& stats) {
+    const std::int64_t all = stats.num_plain + stats.num_captured + stats.num_replayed;
+    return static_cast<double>(stats.num_replayed) / static_cast<double>(std::max<std::int64_t>(1, all));
+  }
+
   static OpContext ContextOf(const cuda::StreamPtr& stream) {
     OpContext ctx;
     ctx.device = DeviceType::kCuda;
@@ -133,9 +145,17 @@ class ModelBench {
                             forward * FlopsPerToken(config, setting.length) / (ceiling_ * 1e12))
                 << std::endl;
     }
-    QST_ASSIGN_OR_RETURN(const double training, TrainingRate(setting, *stage, stage_ctx));
+    QST_ASSIGN_OR_RETURN(const Training training, TrainingRate(setting, /*uses_graphs=*/true, *stage, stage_ctx));
     if (setting.has_speed) {
-      std::cout << JsonLine("training, r = 16", Describe(shape_, setting), training, "tokens/s", training / forward)
+      QST_ASSIGN_OR_RETURN(const Training plain, TrainingRate(setting, /*uses_graphs=*/false, *stage, stage_ctx));
+      std::cout << JsonLine("training, r = 16", Describe(shape_, setting), training.rate, "tokens/s",
+                            training.rate / forward)
+                << std::endl
+                << JsonLine("training, r = 16, without graphs", Describe(shape_, setting), plain.rate, "tokens/s",
+                            plain.rate / forward)
+                << std::endl
+                << JsonLine("replayed by graphs", Describe(shape_, setting), 100.0 * ReplayedShare(training.stats), "%",
+                            -1.0)
                 << std::endl;
     }
     std::cout << JsonLine("peak memory, training, r = 16", Describe(shape_, setting),
@@ -162,7 +182,8 @@ class ModelBench {
     return static_cast<double>(tokens * setting.num_passes) / absl::ToDoubleSeconds(absl::Now() - start);
   }
 
-  absl::StatusOr<double> TrainingRate(const Setting& setting, Stage& stage, const OpContext& stage_ctx) {
+  absl::StatusOr<Training> TrainingRate(const Setting& setting, bool uses_graphs, Stage& stage,
+                                        const OpContext& stage_ctx) {
     const ModelConfig& config = model_->config();
     const std::int64_t tokens = setting.num_sequences * setting.length;
     const auto hub = InprocHub::Create({"stage 0", "side network"});
@@ -178,14 +199,14 @@ class ModelBench {
       if (stage_status.ok()) stage_status = StageRunner(stage, *stage_end, stage_ctx, options).Run();
       if (!stage_status.ok()) stage_end->Abort(stage_status);
     });
-    const absl::StatusOr<double> rate = Train(setting, side_end.get());
-    if (!rate.ok()) side_end->Abort(rate.status());
+    absl::StatusOr<Training> training = Train(setting, uses_graphs, side_end.get());
+    if (!training.ok()) side_end->Abort(training.status());
     runner.join();
-    if (rate.ok()) QST_RETURN_IF_ERROR(stage_status);
-    return rate;
+    if (training.ok()) QST_RETURN_IF_ERROR(stage_status);
+    return training;
   }
 
-  absl::StatusOr<double> Train(const Setting& setting, Transport* transport) {
+  absl::StatusOr<Training> Train(const Setting& setting, bool uses_graphs, Transport* transport) {
     const ModelConfig& config = model_->config();
     const OpContext ctx = ContextOf(side_stream_);
     const std::int64_t tokens = setting.num_sequences * setting.length;
@@ -204,6 +225,7 @@ class ModelBench {
                          ResolveSideConfig(side, v1::TASK_TYPE_CAUSAL_LM, {}, DimsOf(config)));
     QST_ASSIGN_OR_RETURN(const std::unique_ptr<SideNetwork> network,
                          SideNetwork::Create(ctx, resolved, frozen->head(), /*seed=*/1));
+    if (uses_graphs) network->UseGraphs(setting.length);
     const SideBatch batch = MakeBatch(setting, config.vocab_size);
     QST_ASSIGN_OR_RETURN(DeviceMemory sum, DeviceMemory::Allocate(ctx, sizeof(double)));
     const int num_passes = setting.num_passes + 1;
@@ -230,7 +252,7 @@ class ModelBench {
     QST_RETURN_IF_ERROR(Synchronize(ctx));
     const double seconds = absl::ToDoubleSeconds(absl::Now() - start);
     QST_RETURN_IF_ERROR(stream->Finish());
-    return static_cast<double>(tokens * setting.num_passes) / seconds;
+    return Training{static_cast<double>(tokens * setting.num_passes) / seconds, network->graph_stats()};
   }
 
   absl::Status Step(const OpContext& ctx, std::int64_t step, Parameters& parameters, DeviceMemory* sum) {

@@ -91,8 +91,9 @@ absl::Status SideNextState::RunLayers(const OpContext& ctx, std::int64_t num_tok
     cache.num_tokens = past_;
     cache.key_offsets = indices.key_offsets;
     SideLayerActivations activations;
+    QST_RETURN_IF_ERROR(AllocateSideLayer(config, mixed, &cache, &arena_, &activations));
     QST_RETURN_IF_ERROR(
-        SideLayerForward(ctx, config, network_->layer_values(layer), sequences, mixed, &cache, &arena_, &activations));
+        SideLayerForward(ctx, config, network_->layer_values(layer), sequences, &cache, activations, &arena_));
     QST_RETURN_IF_ERROR(AddInto(ctx, activations.out, state, /*accumulate=*/false));
   }
   *side_last = state;

@@ -25,6 +25,7 @@ absl::Status Arena::AddBlock(std::int64_t size) {
   QST_ASSIGN_OR_RETURN(block.memory,
                        DeviceMemory::Allocate(ctx_, block.size * static_cast<std::int64_t>(sizeof(float))));
   blocks_.push_back(std::move(block));
+  ++generation_;
   return absl::OkStatus();
 }
 
@@ -73,6 +74,7 @@ absl::Status Arena::Reset(std::int64_t num_floats) {
   if (held > 0) {
     QST_RETURN_IF_ERROR(Synchronize(ctx_));
     blocks_.clear();
+    ++generation_;
   }
   const std::int64_t size = std::max(num_floats, held);
   return size > 0 ? AddBlock(size) : absl::OkStatus();

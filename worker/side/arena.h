@@ -46,6 +46,9 @@ class Arena {
   absl::Status Reset(std::int64_t num_floats = 0);
 
   std::int64_t capacity_bytes() const;
+  // Another number whenever memory was added or given back: with the same one, the same requests since Reset get the
+  // same addresses.
+  std::int64_t generation() const { return generation_; }
 
  private:
   struct Block {
@@ -59,6 +62,7 @@ class Arena {
   const OpContext ctx_;
   std::vector<Block> blocks_;
   std::size_t current_ = 0;
+  std::int64_t generation_ = 0;
 };
 
 // Gives back to the arena what was taken from it during the scope.

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/device_memory.h"
 #include "kernels/ops.h"
 #include "proto/support/status_macros.h"
 
@@ -16,33 +17,9 @@ bool HasInner(const SideNetworkConfig& config) {
   return config.downsample == v1::DOWNSAMPLE_ADAPTER || config.downsample == v1::DOWNSAMPLE_LORA;
 }
 
-// Of the projection alone, without the norm.
-absl::Status Project(const OpContext& ctx, const SideNetworkConfig& config, const DownsampleTensors& values,
-                     const MatrixView& out, Arena* arena, DownsampleActivations* acts) {
-  const std::int64_t num_tokens = acts->input.rows;
-  switch (config.downsample) {
-    case v1::DOWNSAMPLE_ADAPTER: {
-      QST_ASSIGN_OR_RETURN(acts->inner, arena->Float(num_tokens, config.rank));
-      QST_RETURN_IF_ERROR(Linear(ctx, acts->input, WeightView::Dense(values.a), {}, acts->inner, false));
-      const ArenaScope scope(arena);
-      QST_ASSIGN_OR_RETURN(const MatrixView activated, arena->Float(num_tokens, config.rank));
-      QST_RETURN_IF_ERROR(Activate(ctx, Activation::kSilu, acts->inner, activated));
-      return Linear(ctx, activated, WeightView::Dense(values.b), {}, out, false);
-    }
-    case v1::DOWNSAMPLE_LORA: {
-      QST_ASSIGN_OR_RETURN(acts->inner, arena->Float(num_tokens, config.rank));
-      QST_RETURN_IF_ERROR(Linear(ctx, acts->input, WeightView::Dense(values.a), {}, acts->inner, false));
-      return Linear(ctx, acts->inner, WeightView::Dense(values.b), {}, out, false);
-    }
-    case v1::DOWNSAMPLE_LINEAR:
-      return Linear(ctx, acts->input, WeightView::Dense(values.a), {}, out, false);
-    case v1::DOWNSAMPLE_MAXPOOL:
-      return PoolColumns(ctx, Pooling::kMax, acts->input, out);
-    case v1::DOWNSAMPLE_AVGPOOL:
-      return PoolColumns(ctx, Pooling::kAverage, acts->input, out);
-    default:
-      return absl::InternalError(absl::StrCat("downsample kind ", config.downsample, " is not resolved"));
-  }
+// What comes before the norm, or out.
+const MatrixView& Projected(const SideNetworkConfig& config, const DownsampleActivations& acts) {
+  return config.downsample_norm ? acts.before_norm : acts.out;
 }
 
 }  // namespace
@@ -71,50 +48,105 @@ DownsampleTensors FindDownsampleTensors(const SideNetworkConfig& config, std::in
   return out;
 }
 
+absl::Status AllocateDownsample(const SideNetworkConfig& config, std::int64_t num_rows, Arena* arena,
+                                DownsampleActivations* acts) {
+  QST_ASSIGN_OR_RETURN(acts->out, arena->Float(num_rows, config.hidden_size));
+  if (config.downsample_norm) {
+    QST_ASSIGN_OR_RETURN(acts->before_norm, arena->Float(num_rows, config.hidden_size));
+    QST_ASSIGN_OR_RETURN(acts->mean, arena->Floats(num_rows));
+    QST_ASSIGN_OR_RETURN(acts->inv_std, arena->Floats(num_rows));
+  }
+  if (HasInner(config)) {
+    QST_ASSIGN_OR_RETURN(acts->inner, arena->Float(num_rows, config.rank));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status DownsampleInput(const OpContext& ctx, const SideNetworkConfig& config, const DownsampleTensors& values,
+                             const ConstMatrixView& input, DownsampleActivations* acts) {
+  acts->input = input;
+  const MatrixView& result = HasInner(config) ? acts->inner : Projected(config, *acts);
+  const MatrixView rows = Rows(result, 0, input.rows);
+  if (result.rows > input.rows) {
+    const MatrixView rest = Rows(result, input.rows, result.rows);
+    QST_RETURN_IF_ERROR(FillZero(ctx, rest.data, rest.rows * rest.cols * DTypeBytes(rest.dtype)));
+  }
+  switch (config.downsample) {
+    case v1::DOWNSAMPLE_ADAPTER:
+    case v1::DOWNSAMPLE_LORA:
+    case v1::DOWNSAMPLE_LINEAR:
+      return Linear(ctx, input, WeightView::Dense(values.a), {}, rows, /*accumulate=*/false);
+    case v1::DOWNSAMPLE_MAXPOOL:
+      return PoolColumns(ctx, Pooling::kMax, input, rows);
+    case v1::DOWNSAMPLE_AVGPOOL:
+      return PoolColumns(ctx, Pooling::kAverage, input, rows);
+    default:
+      return absl::InternalError(absl::StrCat("downsample kind ", config.downsample, " is not resolved"));
+  }
+}
+
+absl::Status DownsampleRest(const OpContext& ctx, const SideNetworkConfig& config, const DownsampleTensors& values,
+                            const DownsampleActivations& acts, Arena* arena) {
+  if (HasInner(config)) {
+    const ArenaScope scope(arena);
+    ConstMatrixView inner = acts.inner;
+    if (config.downsample == v1::DOWNSAMPLE_ADAPTER) {
+      QST_ASSIGN_OR_RETURN(const MatrixView activated, arena->Float(acts.inner.rows, config.rank));
+      QST_RETURN_IF_ERROR(Activate(ctx, Activation::kSilu, acts.inner, activated));
+      inner = activated;
+    }
+    QST_RETURN_IF_ERROR(
+        Linear(ctx, inner, WeightView::Dense(values.b), {}, Projected(config, acts), /*accumulate=*/false));
+  }
+  if (!config.downsample_norm) return absl::OkStatus();
+  return LayerNorm(ctx, acts.before_norm, values.norm_weight, values.norm_bias, kNormEps, acts.out, acts.mean,
+                   acts.inv_std);
+}
+
 absl::Status DownsampleForward(const OpContext& ctx, const SideNetworkConfig& config, const DownsampleTensors& values,
                                const ConstMatrixView& input, Arena* arena, DownsampleActivations* acts) {
-  const std::int64_t num_tokens = input.rows;
-  acts->input = input;
-  QST_ASSIGN_OR_RETURN(acts->out, arena->Float(num_tokens, config.hidden_size));
-  if (!config.downsample_norm) return Project(ctx, config, values, acts->out, arena, acts);
-  QST_ASSIGN_OR_RETURN(acts->before_norm, arena->Float(num_tokens, config.hidden_size));
-  QST_ASSIGN_OR_RETURN(acts->mean, arena->Floats(num_tokens));
-  QST_ASSIGN_OR_RETURN(acts->inv_std, arena->Floats(num_tokens));
-  QST_RETURN_IF_ERROR(Project(ctx, config, values, acts->before_norm, arena, acts));
-  return LayerNorm(ctx, acts->before_norm, values.norm_weight, values.norm_bias, kNormEps, acts->out, acts->mean,
-                   acts->inv_std);
+  QST_RETURN_IF_ERROR(AllocateDownsample(config, input.rows, arena, acts));
+  QST_RETURN_IF_ERROR(DownsampleInput(ctx, config, values, input, acts));
+  return DownsampleRest(ctx, config, values, *acts, arena);
 }
 
 absl::Status DownsampleBackward(const OpContext& ctx, const SideNetworkConfig& config, const DownsampleTensors& values,
                                 const DownsampleTensors& gradients, const DownsampleActivations& acts,
-                                const ConstMatrixView& grad_out, Arena* arena) {
-  const ArenaScope scope(arena);
-  const std::int64_t num_tokens = grad_out.rows;
+                                const ConstMatrixView& grad_out, const MatrixView& room, Arena* arena) {
   ConstMatrixView grad = grad_out;  // of the projection's output
   if (config.downsample_norm) {
-    QST_ASSIGN_OR_RETURN(const MatrixView grad_projected, arena->Float(num_tokens, config.hidden_size));
     QST_RETURN_IF_ERROR(LayerNormBackward(ctx, grad_out, acts.before_norm, values.norm_weight, acts.mean, acts.inv_std,
-                                          grad_projected, gradients.norm_weight, gradients.norm_bias,
-                                          /*accumulate=*/false));
-    grad = grad_projected;
-  }
-  if (config.downsample == v1::DOWNSAMPLE_LINEAR) {
-    return LinearBackwardWeight(ctx, grad, acts.input, gradients.a, {}, /*accumulate=*/true);
+                                          room, gradients.norm_weight, gradients.norm_bias, /*accumulate=*/false));
+    grad = room;
   }
   if (!HasInner(config)) return absl::OkStatus();
+  const ArenaScope scope(arena);
+  const std::int64_t num_rows = grad_out.rows;
+  const bool is_adapter = config.downsample == v1::DOWNSAMPLE_ADAPTER;
   ConstMatrixView inner_out = acts.inner;
-  if (config.downsample == v1::DOWNSAMPLE_ADAPTER) {
-    QST_ASSIGN_OR_RETURN(const MatrixView activated, arena->Float(num_tokens, config.rank));
+  MatrixView grad_inner = acts.inner;
+  if (is_adapter) {
+    QST_ASSIGN_OR_RETURN(const MatrixView activated, arena->Float(num_rows, config.rank));
     QST_RETURN_IF_ERROR(Activate(ctx, Activation::kSilu, acts.inner, activated));
     inner_out = activated;
+    QST_ASSIGN_OR_RETURN(grad_inner, arena->Float(num_rows, config.rank));
   }
   QST_RETURN_IF_ERROR(LinearBackwardWeight(ctx, grad, inner_out, gradients.b, {}, /*accumulate=*/true));
-  QST_ASSIGN_OR_RETURN(const MatrixView grad_inner, arena->Float(num_tokens, config.rank));
   QST_RETURN_IF_ERROR(LinearBackwardInput(ctx, grad, WeightView::Dense(values.b), grad_inner, /*accumulate=*/false));
-  if (config.downsample == v1::DOWNSAMPLE_ADAPTER) {
-    QST_RETURN_IF_ERROR(ActivateBackward(ctx, Activation::kSilu, grad_inner, acts.inner, grad_inner));
-  }
-  return LinearBackwardWeight(ctx, grad_inner, acts.input, gradients.a, {}, /*accumulate=*/true);
+  return is_adapter ? ActivateBackward(ctx, Activation::kSilu, grad_inner, acts.inner, acts.inner) : absl::OkStatus();
+}
+
+ConstMatrixView GradOfProduct(const SideNetworkConfig& config, const DownsampleActivations& acts,
+                              const ConstMatrixView& grad_out, const ConstMatrixView& room) {
+  if (HasInner(config)) return acts.inner;
+  if (config.downsample != v1::DOWNSAMPLE_LINEAR) return ConstMatrixView();
+  return config.downsample_norm ? room : grad_out;
+}
+
+absl::Status DownsampleBackwardInput(const OpContext& ctx, const DownsampleTensors& gradients,
+                                     const ConstMatrixView& input, const ConstMatrixView& grad_product) {
+  if (grad_product.empty()) return absl::OkStatus();
+  return LinearBackwardWeight(ctx, Rows(grad_product, 0, input.rows), input, gradients.a, {}, /*accumulate=*/true);
 }
 
 std::int64_t DownsampleFloatsPerToken(const SideNetworkConfig& config) {
@@ -123,7 +155,7 @@ std::int64_t DownsampleFloatsPerToken(const SideNetworkConfig& config) {
 }
 
 std::int64_t DownsampleBackwardFloatsPerToken(const SideNetworkConfig& config) {
-  return (config.downsample_norm ? config.hidden_size : 0) + (HasInner(config) ? 2 * config.rank : 0);
+  return HasInner(config) ? 2 * config.rank : 0;
 }
 
 }  // namespace qst

@@ -35,26 +35,47 @@ DownsampleTensors FindDownsampleTensors(const SideNetworkConfig& config, std::in
 // What forward leaves for backward, in the arena (input: where the caller has it).
 struct DownsampleActivations {
   ConstMatrixView input;   // [T, d] f32, f16 or bf16
-  MatrixView inner;        // [T, rank], before the activation; adapter and lora
+  MatrixView inner;        // [T, rank], before the activation; adapter and lora; backward overwrites it
   MatrixView before_norm;  // [T, ds], if there is a norm
   float* mean = nullptr;   // [T], if there is a norm
   float* inv_std = nullptr;
-  MatrixView out;          // [T, ds]
+  MatrixView out;  // [T, ds]
 };
 
 [[nodiscard]] absl::Status DownsampleForward(const OpContext& ctx, const SideNetworkConfig& config,
                                              const DownsampleTensors& values, const ConstMatrixView& input,
                                              Arena* arena, DownsampleActivations* activations);
 
-// Adds to `gradients`. grad_out [T, ds] stays as it is.
+// The same in three parts, of which only the second knows where the input lies:
+// memory for num_rows >= T tokens,
+[[nodiscard]] absl::Status AllocateDownsample(const SideNetworkConfig& config, std::int64_t num_rows, Arena* arena,
+                                              DownsampleActivations* activations);
+// the first op, which reads the input [T, d]; in its result rows beyond T are zeros,
+[[nodiscard]] absl::Status DownsampleInput(const OpContext& ctx, const SideNetworkConfig& config,
+                                           const DownsampleTensors& values, const ConstMatrixView& input,
+                                           DownsampleActivations* activations);
+// and all that follows, on num_rows rows.
+[[nodiscard]] absl::Status DownsampleRest(const OpContext& ctx, const SideNetworkConfig& config,
+                                          const DownsampleTensors& values, const DownsampleActivations& activations,
+                                          Arena* arena);
+
+// Backward in two parts. First all but the gradient of the matrix that reads the input: adds to `gradients`, and leaves
+// the gradient of that matrix's product where GradOfProduct says. grad_out and room [num_rows, ds]; grad_out stays as
+// it is.
 [[nodiscard]] absl::Status DownsampleBackward(const OpContext& ctx, const SideNetworkConfig& config,
                                               const DownsampleTensors& values, const DownsampleTensors& gradients,
                                               const DownsampleActivations& activations, const ConstMatrixView& grad_out,
-                                              Arena* arena);
+                                              const MatrixView& room, Arena* arena);
+// activations.inner, room, or grad_out itself; empty for kinds that have no such matrix.
+ConstMatrixView GradOfProduct(const SideNetworkConfig& config, const DownsampleActivations& activations,
+                              const ConstMatrixView& grad_out, const ConstMatrixView& room);
+// Then that gradient, from the rows that the input has.
+[[nodiscard]] absl::Status DownsampleBackwardInput(const OpContext& ctx, const DownsampleTensors& gradients,
+                                                   const ConstMatrixView& input, const ConstMatrixView& grad_product);
 
 // Floats that forward takes from the arena for each token.
 std::int64_t DownsampleFloatsPerToken(const SideNetworkConfig& config);
-// The most that backward takes at once for each token.
+// The most that backward takes at once for each token, `room` not counted.
 std::int64_t DownsampleBackwardFloatsPerToken(const SideNetworkConfig& config);
 
 }  // namespace qst

@@ -14,21 +14,6 @@ absl::Status Norm(const OpContext& ctx, const SideNetworkConfig& config, const N
   return NormForward(ctx, kNorm, x, values.weight, values.bias, config.backbone.norm_eps, y, statistics);
 }
 
-absl::Status Allocate(const SideNetworkConfig& config, std::int64_t num_tokens, const SideKvCache* cache, Arena* arena,
-                      SideLayerActivations* acts) {
-  const std::int64_t ds = config.hidden_size;
-  QST_ASSIGN_OR_RETURN(acts->attention_norm, AllocateNormStatistics(kNorm, num_tokens, arena));
-  QST_RETURN_IF_ERROR(AllocateSideAttention(config, num_tokens, cache, arena, &acts->attention));
-  QST_ASSIGN_OR_RETURN(acts->y, arena->Float(num_tokens, ds));
-  QST_ASSIGN_OR_RETURN(acts->mlp_norm, AllocateNormStatistics(kNorm, num_tokens, arena));
-  QST_ASSIGN_OR_RETURN(acts->up, arena->Float(num_tokens, config.intermediate_size));
-  QST_ASSIGN_OR_RETURN(acts->out, arena->Float(num_tokens, ds));
-  if (!config.backbone.is_post_norm) return absl::OkStatus();
-  QST_ASSIGN_OR_RETURN(acts->before_attention_norm, arena->Float(num_tokens, ds));
-  QST_ASSIGN_OR_RETURN(acts->before_mlp_norm, arena->Float(num_tokens, ds));
-  return absl::OkStatus();
-}
-
 // out = y + W2 act(W1 input).
 absl::Status MlpForward(const OpContext& ctx, const SideNetworkConfig& config, const SideLayerTensors& values,
                         const ConstMatrixView& input, const ConstMatrixView& y, const MatrixView& up,
@@ -56,26 +41,42 @@ absl::Status MlpBackward(const OpContext& ctx, const SideNetworkConfig& config, 
 
 }  // namespace
 
-absl::Status OptSideLayerForward(const OpContext& ctx, const SideNetworkConfig& config, const SideLayerTensors& values,
-                                 const SideSequences& sequences, const MatrixView& x, const SideKvCache* cache,
-                                 Arena* arena, SideLayerActivations* acts) {
+absl::Status AllocateOptSideLayer(const SideNetworkConfig& config, const MatrixView& x, const SideKvCache* cache,
+                                  Arena* arena, SideLayerActivations* acts) {
+  const std::int64_t num_tokens = x.rows;
+  const std::int64_t ds = config.hidden_size;
   acts->x = x;
-  QST_RETURN_IF_ERROR(Allocate(config, x.rows, cache, arena, acts));
+  QST_ASSIGN_OR_RETURN(acts->attention_norm, AllocateNormStatistics(kNorm, num_tokens, arena));
+  QST_RETURN_IF_ERROR(AllocateSideAttention(config, num_tokens, cache, arena, &acts->attention));
+  QST_ASSIGN_OR_RETURN(acts->y, arena->Float(num_tokens, ds));
+  QST_ASSIGN_OR_RETURN(acts->mlp_norm, AllocateNormStatistics(kNorm, num_tokens, arena));
+  QST_ASSIGN_OR_RETURN(acts->up, arena->Float(num_tokens, config.intermediate_size));
+  QST_ASSIGN_OR_RETURN(acts->out, arena->Float(num_tokens, ds));
+  if (!config.backbone.is_post_norm) return absl::OkStatus();
+  QST_ASSIGN_OR_RETURN(acts->before_attention_norm, arena->Float(num_tokens, ds));
+  QST_ASSIGN_OR_RETURN(acts->before_mlp_norm, arena->Float(num_tokens, ds));
+  return absl::OkStatus();
+}
+
+absl::Status OptSideLayerForward(const OpContext& ctx, const SideNetworkConfig& config, const SideLayerTensors& values,
+                                 const SideSequences& sequences, const SideKvCache* cache,
+                                 const SideLayerActivations& acts, Arena* arena) {
+  const MatrixView& x = acts.x;
   const ArenaScope scope(arena);
   if (config.backbone.is_post_norm) {
-    QST_RETURN_IF_ERROR(SideAttentionForward(ctx, config, values.attention, sequences, x, x, cache, acts->attention,
-                                             acts->before_attention_norm));
+    QST_RETURN_IF_ERROR(SideAttentionForward(ctx, config, values.attention, sequences, x, x, cache, acts.attention,
+                                             acts.before_attention_norm));
     QST_RETURN_IF_ERROR(
-        Norm(ctx, config, values.attention_norm, acts->before_attention_norm, acts->y, acts->attention_norm));
-    QST_RETURN_IF_ERROR(MlpForward(ctx, config, values, acts->y, acts->y, acts->up, acts->before_mlp_norm, arena));
-    return Norm(ctx, config, values.mlp_norm, acts->before_mlp_norm, acts->out, acts->mlp_norm);
+        Norm(ctx, config, values.attention_norm, acts.before_attention_norm, acts.y, acts.attention_norm));
+    QST_RETURN_IF_ERROR(MlpForward(ctx, config, values, acts.y, acts.y, acts.up, acts.before_mlp_norm, arena));
+    return Norm(ctx, config, values.mlp_norm, acts.before_mlp_norm, acts.out, acts.mlp_norm);
   }
   QST_ASSIGN_OR_RETURN(const MatrixView normed, arena->Float(x.rows, config.hidden_size));
-  QST_RETURN_IF_ERROR(Norm(ctx, config, values.attention_norm, x, normed, acts->attention_norm));
+  QST_RETURN_IF_ERROR(Norm(ctx, config, values.attention_norm, x, normed, acts.attention_norm));
   QST_RETURN_IF_ERROR(
-      SideAttentionForward(ctx, config, values.attention, sequences, normed, x, cache, acts->attention, acts->y));
-  QST_RETURN_IF_ERROR(Norm(ctx, config, values.mlp_norm, acts->y, normed, acts->mlp_norm));
-  return MlpForward(ctx, config, values, normed, acts->y, acts->up, acts->out, arena);
+      SideAttentionForward(ctx, config, values.attention, sequences, normed, x, cache, acts.attention, acts.y));
+  QST_RETURN_IF_ERROR(Norm(ctx, config, values.mlp_norm, acts.y, normed, acts.mlp_norm));
+  return MlpForward(ctx, config, values, normed, acts.y, acts.up, acts.out, arena);
 }
 
 absl::Status OptSideLayerBackward(const OpContext& ctx, const SideNetworkConfig& config, const SideLayerTensors& values,

@@ -25,9 +25,9 @@ void AppendProbabilities(const float* logits, std::int64_t num_classes, std::vec
 }  // namespace
 
 absl::Status PredictionBuffer::Allocate(std::int64_t num_targets, std::int64_t num_scores, bool are_values,
-                                        Arena* arena) {
+                                        std::int64_t num_reserved, Arena* arena) {
   Clear();
-  QST_ASSIGN_OR_RETURN(memory_, arena->Floats(PredictionFloats(num_targets, num_scores)));
+  QST_ASSIGN_OR_RETURN(memory_, arena->Floats(PredictionFloats(std::max(num_targets, num_reserved), num_scores)));
   num_targets_ = num_targets;
   num_scores_ = num_scores;
   are_values_ = are_values;

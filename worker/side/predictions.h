@@ -24,8 +24,10 @@ struct Predictions {
 // Where the head writes them; memory of an arena.
 class PredictionBuffer {
  public:
-  // num_scores: columns of the logits that are kept; 0 keeps none. are_values: they are what a regression predicts.
-  absl::Status Allocate(std::int64_t num_targets, std::int64_t num_scores, bool are_values, Arena* arena);
+  // num_scores: columns of the logits that are kept; 0 keeps none. are_values: they are what a regression predicts. The
+  // arena gives room for num_reserved targets, if those are more.
+  absl::Status Allocate(std::int64_t num_targets, std::int64_t num_scores, bool are_values, std::int64_t num_reserved,
+                        Arena* arena);
   // Forgets the memory, which goes back to the arena in the owner's own way.
   void Clear() { *this = PredictionBuffer(); }
 

@@ -33,14 +33,29 @@ struct SideBatch {
 
 // The same in memory of the arena.
 struct DeviceBatch {
+  std::int64_t num_rows = 0;  // tokens of the shape
   SequenceOffsets offsets;
-  const std::int32_t* positions = nullptr;  // [T], inside the sequence
+  const std::int32_t* positions = nullptr;  // [num_rows], inside the sequence
   PredictionTargets targets;
 };
-// One copy to the device for all of it. `batch` has been checked, and may go when the call returns.
-[[nodiscard]] absl::StatusOr<DeviceBatch> UploadBatch(const OpContext& ctx, const SideBatch& batch, Arena* arena);
-// The most that UploadBatch takes from the arena.
-std::int64_t BatchFloats(std::int64_t num_tokens, std::int64_t num_targets);
+// What the layers of a side network are given: at least what the batch has. Tokens beyond the batch's make one sequence
+// of their own, behind the others; sequences that are still missing are empty.
+struct BatchShape {
+  std::int64_t num_tokens = 0;
+  std::int64_t num_sequences = 0;
+};
+BatchShape ShapeOf(const SideBatch& batch);
+// The least shape of a coarse grid that holds the batch, so that micro-batches of nearly the same size become one
+// shape. Gradients keep their bits: rows of zeros are added to sums, but neither to a matrix-vector product's few
+// tokens nor to a sum's whole chunks, where ops would go another way. Tokens beyond max_tokens are not added.
+BatchShape RoundedShapeOf(const SideBatch& batch, std::int64_t max_tokens);
+
+// One copy to the device for all of it. `batch` has been checked, and may go when the call returns. What is taken from
+// the arena depends on the number of tokens alone, unless there are more sequences than tokens.
+[[nodiscard]] absl::StatusOr<DeviceBatch> UploadBatch(const OpContext& ctx, const SideBatch& batch,
+                                                      const BatchShape& shape, Arena* arena);
+// Floats that UploadBatch takes from the arena.
+std::int64_t BatchFloats(std::int64_t num_tokens);
 
 }  // namespace qst
 

@@ -51,13 +51,11 @@ SideLayerTensors FindSideLayerTensors(const SideNetworkConfig& config, std::int6
   return out;
 }
 
-absl::Status SideLayerForward(const OpContext& ctx, const SideNetworkConfig& config, const SideLayerTensors& values,
-                              const SideSequences& sequences, const MatrixView& x, const SideKvCache* cache,
-                              Arena* arena, SideLayerActivations* acts) {
-  if (config.backbone.is_opt()) return OptSideLayerForward(ctx, config, values, sequences, x, cache, arena, acts);
+absl::Status AllocateSideLayer(const SideNetworkConfig& config, const MatrixView& x, const SideKvCache* cache,
+                               Arena* arena, SideLayerActivations* acts) {
+  if (config.backbone.is_opt()) return AllocateOptSideLayer(config, x, cache, arena, acts);
   const std::int64_t num_tokens = x.rows;
   const std::int64_t ds = config.hidden_size;
-  const float eps = config.backbone.norm_eps;
   acts->x = x;
   QST_ASSIGN_OR_RETURN(acts->attention_norm, AllocateNormStatistics(NormKind::kRms, num_tokens, arena));
   QST_RETURN_IF_ERROR(AllocateSideAttention(config, num_tokens, cache, arena, &acts->attention));
@@ -66,22 +64,31 @@ absl::Status SideLayerForward(const OpContext& ctx, const SideNetworkConfig& con
   QST_ASSIGN_OR_RETURN(acts->gate, arena->Float(num_tokens, config.intermediate_size));
   QST_ASSIGN_OR_RETURN(acts->up, arena->Float(num_tokens, config.intermediate_size));
   QST_ASSIGN_OR_RETURN(acts->out, arena->Float(num_tokens, ds));
+  return absl::OkStatus();
+}
+
+absl::Status SideLayerForward(const OpContext& ctx, const SideNetworkConfig& config, const SideLayerTensors& values,
+                              const SideSequences& sequences, const SideKvCache* cache,
+                              const SideLayerActivations& acts, Arena* arena) {
+  if (config.backbone.is_opt()) return OptSideLayerForward(ctx, config, values, sequences, cache, acts, arena);
   const ArenaScope scope(arena);
+  const std::int64_t num_tokens = acts.x.rows;
+  const std::int64_t ds = config.hidden_size;
+  const float eps = config.backbone.norm_eps;
 
   QST_ASSIGN_OR_RETURN(const MatrixView normed, arena->Float(num_tokens, ds));
   QST_RETURN_IF_ERROR(
-      NormForward(ctx, NormKind::kRms, x, values.attention_norm.weight, {}, eps, normed, acts->attention_norm));
+      NormForward(ctx, NormKind::kRms, acts.x, values.attention_norm.weight, {}, eps, normed, acts.attention_norm));
   QST_RETURN_IF_ERROR(
-      SideAttentionForward(ctx, config, values.attention, sequences, normed, x, cache, acts->attention, acts->y));
+      SideAttentionForward(ctx, config, values.attention, sequences, normed, acts.x, cache, acts.attention, acts.y));
 
-  QST_RETURN_IF_ERROR(
-      NormForward(ctx, NormKind::kRms, acts->y, values.mlp_norm.weight, {}, eps, normed, acts->mlp_norm));
-  QST_RETURN_IF_ERROR(SideLinearForward(ctx, normed, values.gate, acts->gate, false));
-  QST_RETURN_IF_ERROR(SideLinearForward(ctx, normed, values.up, acts->up, false));
+  QST_RETURN_IF_ERROR(NormForward(ctx, NormKind::kRms, acts.y, values.mlp_norm.weight, {}, eps, normed, acts.mlp_norm));
+  QST_RETURN_IF_ERROR(SideLinearForward(ctx, normed, values.gate, acts.gate, false));
+  QST_RETURN_IF_ERROR(SideLinearForward(ctx, normed, values.up, acts.up, false));
   QST_ASSIGN_OR_RETURN(const MatrixView product, arena->Float(num_tokens, config.intermediate_size));
-  QST_RETURN_IF_ERROR(SwiGlu(ctx, acts->gate, acts->up, product));
-  QST_RETURN_IF_ERROR(AddInto(ctx, acts->y, acts->out, /*accumulate=*/false));
-  return SideLinearForward(ctx, product, values.down, acts->out, /*accumulate=*/true);
+  QST_RETURN_IF_ERROR(SwiGlu(ctx, acts.gate, acts.up, product));
+  QST_RETURN_IF_ERROR(AddInto(ctx, acts.y, acts.out, /*accumulate=*/false));
+  return SideLinearForward(ctx, product, values.down, acts.out, /*accumulate=*/true);
 }
 
 absl::Status SideLayerBackward(const OpContext& ctx, const SideNetworkConfig& config, const SideLayerTensors& values,

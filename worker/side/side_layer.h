@@ -49,11 +49,14 @@ struct SideLayerActivations {
   MatrixView out;                                     // [T, ds]
 };
 
-// `cache` as for SideAttentionForward, or null.
+// Room for what forward leaves, of the layer whose input will be in x. `cache` as for SideAttentionForward, or null.
+[[nodiscard]] absl::Status AllocateSideLayer(const SideNetworkConfig& config, const MatrixView& x,
+                                             const SideKvCache* cache, Arena* arena, SideLayerActivations* activations);
+// The arena is left as it was.
 [[nodiscard]] absl::Status SideLayerForward(const OpContext& ctx, const SideNetworkConfig& config,
                                             const SideLayerTensors& values, const SideSequences& sequences,
-                                            const MatrixView& x, const SideKvCache* cache, Arena* arena,
-                                            SideLayerActivations* activations);
+                                            const SideKvCache* cache, const SideLayerActivations& activations,
+                                            Arena* arena);
 
 // grad_out [T, ds] becomes the gradient of x. Adds to `gradients`.
 [[nodiscard]] absl::Status SideLayerBackward(const OpContext& ctx, const SideNetworkConfig& config,
@@ -66,11 +69,14 @@ std::int64_t SideLayerFloatsPerToken(const SideNetworkConfig& config);
 // The most that backward takes at once for each token.
 std::int64_t SideLayerBackwardFloatsPerToken(const SideNetworkConfig& config);
 
-// OPT's part of the four above.
+// OPT's part of the five above.
+[[nodiscard]] absl::Status AllocateOptSideLayer(const SideNetworkConfig& config, const MatrixView& x,
+                                                const SideKvCache* cache, Arena* arena,
+                                                SideLayerActivations* activations);
 [[nodiscard]] absl::Status OptSideLayerForward(const OpContext& ctx, const SideNetworkConfig& config,
                                                const SideLayerTensors& values, const SideSequences& sequences,
-                                               const MatrixView& x, const SideKvCache* cache, Arena* arena,
-                                               SideLayerActivations* activations);
+                                               const SideKvCache* cache, const SideLayerActivations& activations,
+                                               Arena* arena);
 [[nodiscard]] absl::Status OptSideLayerBackward(const OpContext& ctx, const SideNetworkConfig& config,
                                                 const SideLayerTensors& values, const SideLayerTensors& gradients,
                                                 const SideSequences& sequences, const SideLayerActivations& activations,

@@ -80,7 +80,7 @@ std::int64_t SideActivationFloats(const SideNetworkConfig& config, DeviceType de
                                   std::int64_t num_targets) {
   const std::int64_t num_layers = config.backbone.num_layers;
   const std::int64_t ds = config.hidden_size;
-  std::int64_t floats = BatchFloats(num_tokens, num_targets) + PredictionFloats(num_targets, 0);
+  std::int64_t floats = BatchFloats(num_tokens) + PredictionFloats(num_tokens, 0);
   // Head and layers' backward follow each other.
   std::int64_t on_top = HeadFloats(config, device, num_targets);
   if (config.has_side_network()) {

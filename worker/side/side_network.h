@@ -20,6 +20,7 @@
 #include "kernels/tensor.h"
 #include "worker/side/arena.h"
 #include "worker/side/downsample.h"
+#include "worker/side/graph_cache.h"
 #include "worker/side/head.h"
 #include "worker/side/parameters.h"
 #include "worker/side/predictions.h"
@@ -52,6 +53,11 @@ class SideNetwork {
   // Waits for enqueued work.
   ~SideNetwork();
 
+  // On CUDA: from now on AccumulateGradients launches the layers' work as graphs where shapes of micro-batches repeat.
+  // So that they do, they are rounded up (RoundedShapeOf) to at most max_tokens tokens, which what was reserved of the
+  // device's memory must have room for. No bit of a result changes. Nothing happens on CPU, and with QST_CUDA_GRAPHS=0.
+  void UseGraphs(std::int64_t max_tokens);
+
   // Forward only. `sink`, if given, sees the side states.
   absl::Status Evaluate(const SideBatch& batch, const HiddenStateSource& hidden_states,
                         const SideStateSink& sink = nullptr);
@@ -80,6 +86,7 @@ class SideNetwork {
   const HeadTensors& head_values() const { return head_values_; }
   const float* inv_freq() const { return inv_freq_.as<float>(); }  // [head_dim / 2]
   std::int64_t arena_bytes() const { return arena_.capacity_bytes(); }
+  const GraphStats& graph_stats() const { return graphs_.stats(); }
 
  private:
   // One layer's part of the forward pass.
@@ -99,13 +106,20 @@ class SideNetwork {
   }
   absl::StatusOr<ConstMatrixView> FetchState(const HiddenStateSource& hidden_states, std::int64_t layer,
                                              std::int64_t num_tokens) const;
-  // Gate, then side layer; `before` is h_g[layer - 1].
-  absl::Status ForwardLayer(std::int64_t layer, const ConstMatrixView& hidden_state, const MatrixView& before,
-                            const SideSequences& sequences, LayerActivations* acts);
-  // Keeps the activations; the last states go to `args`.
+  // Memory for a layer's part, and what of it reads the hidden state; rows beyond the hidden state's become zeros.
+  // `before` is h_g[layer - 1] [num_rows, ds].
+  absl::Status BeginLayer(std::int64_t layer, const ConstMatrixView& hidden_state, const MatrixView& before,
+                          LayerActivations* acts);
+  // The rest: downsampling, gate, side layer.
+  absl::Status FinishLayer(std::int64_t layer, const SideSequences& sequences, const LayerActivations& acts);
+  // Keeps the activations; the last states go to `args`. The layers have num_rows rows, the hidden states the first
+  // num_tokens of them.
   absl::Status ForwardLayers(const HiddenStateSource& hidden_states, const SideSequences& sequences,
-                             std::int64_t num_tokens, const SideStateSink& sink, HeadArgs* args);
-  absl::Status BackwardLayers(const SideSequences& sequences, const MatrixView& grad_last);
+                             std::int64_t num_rows, std::int64_t num_tokens, const SideStateSink& sink, HeadArgs* args);
+  // From the gradient of h_g[N] on; grad_other is room for another such matrix.
+  absl::Status BackwardLayers(const SideSequences& sequences, MatrixView grad_last, MatrixView grad_other);
+  // What of the layers' backward pass reads no hidden state.
+  absl::Status BackwardThroughLayers(const SideSequences& sequences, MatrixView grad, MatrixView grad_before);
   absl::Status RunHead(const HeadArgs& args);
   absl::StatusOr<bool> IsFinite(const ConstMatrixView& matrix) const;
   // The places in the order in which a token meets them.
@@ -122,6 +136,8 @@ class SideNetwork {
   DeviceMemory inv_freq_;
 
   Arena arena_;
+  GraphCache graphs_;
+  std::int64_t graph_max_tokens_ = 0;  // 0: no graphs
   PredictionBuffer predictions_;
   DownsampleActivations first_down_;           // of h_f[0]
   std::vector<LayerActivations> activations_;  // by layer - 1

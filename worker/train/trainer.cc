@@ -86,6 +86,7 @@ absl::StatusOr<Trainer::Learner> Trainer::MakeLearner(const OpContext& ops, cons
                                                       const FrozenHead& frozen, const TrainSettings& settings) {
   Learner learner;
   QST_ASSIGN_OR_RETURN(learner.network, SideNetwork::Create(ops, config, frozen, settings.seed));
+  learner.network->UseGraphs(settings.micro_batch_tokens);
   QST_ASSIGN_OR_RETURN(learner.optimizer,
                        Optimizer::Create(ops, settings, config.gate_lr_scale, &learner.network->parameters()));
   return learner;

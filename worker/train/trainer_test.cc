@@ -576,6 +576,25 @@ TEST_P(TrainerDevicesTest, ACheckpointOfOneDeviceIsResumedOnTheOther) {
   ExpectNear({losses.begin() + 6, losses.end()}, Field("loss"), 1e-4);
 }
 
+TEST_P(TrainerTest, GraphsChangeNoBit) {
+  options_.settings.max_steps = 20;
+  ASSERT_EQ(setenv("QST_CUDA_GRAPHS", "0", 1), 0);
+  QST_ASSERT_OK(Train("plain"));
+  ASSERT_EQ(unsetenv("QST_CUDA_GRAPHS"), 0);
+  const std::string expected = Curve();
+  EXPECT_EQ(trainer_->network().graph_stats().num_captured, 0);
+  QST_ASSERT_OK(Train("graphs"));
+  EXPECT_EQ(Curve(), expected);
+  EXPECT_EQ(NetworkBytes("graphs"), NetworkBytes("plain"));
+  const GraphStats& stats = trainer_->network().graph_stats();
+  EXPECT_FALSE(stats.is_failed);
+  if (GetParam() == DeviceType::kCuda) {
+    EXPECT_GT(stats.num_replayed, 2 * stats.num_plain);
+  } else {
+    EXPECT_EQ(stats.num_captured, 0);
+  }
+}
+
 QST_INSTANTIATE_DEVICE_TEST(TrainerTest);
 QST_INSTANTIATE_DEVICE_TEST(TrainerDevicesTest);
 

@@ -43,6 +43,8 @@ LinearState::~LinearState() {
 
 absl::Status LinearState::Reserve(std::int64_t num_bytes) {
   if (num_bytes <= buffer_bytes_) return absl::OkStatus();
+  QST_RETURN_IF_ERROR(CheckNotCapturing(*stream_, "larger panels"));
+  ++stream_->memory_generation;
   QST_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(stream_->unpack_handle));
   QST_CUDA_RETURN_IF_ERROR(cudaStreamSynchronize(stream_->handle));
   buffer_bytes_ = 0;
@@ -79,11 +81,15 @@ absl::StatusOr<const void*> WeightPanels::Begin(std::int64_t begin, std::int64_t
   const MatrixView panel{buffer_->data, compute_, end - begin, w_.cols(), ld_};
   if (!w_.is_quantized) {
     // A dense weight may just have been written (the side network's by its optimizer), so it keeps the order of
-    // `handle`. The event is of an unpacking that no product waited for, because an op failed.
-    QST_CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(stream_->handle, buffer_->filled, 0));
+    // `handle`. The event is of an unpacking that no product waited for, because an op failed; a graph cannot wait for
+    // it, nor need it, as its first run did.
+    if (!stream_->is_capturing) {
+      QST_CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(stream_->handle, buffer_->filled, 0));
+    }
     QST_RETURN_IF_ERROR(CopyRows(*stream_, Rows(w_.dense, begin, end), panel));
     return static_cast<const void*>(buffer_->data);
   }
+  QST_RETURN_IF_ERROR(CheckNotCapturing(*stream_, "unpacking a 4-bit weight on a stream of its own"));
   QST_CUDA_RETURN_IF_ERROR(cudaStreamWaitEvent(stream_->unpack_handle, buffer_->used, 0));
   if (stream_->unpack_must_wait) {
     // `filled` is free for it: what it marked before lies behind us on unpack_handle.
@@ -98,7 +104,8 @@ absl::StatusOr<const void*> WeightPanels::Begin(std::int64_t begin, std::int64_t
 }
 
 absl::Status WeightPanels::End() {
-  if (is_direct_) return absl::OkStatus();
+  // After a graph, unpack_handle waits for all of `handle` (Graph::Launch).
+  if (is_direct_ || stream_->is_capturing) return absl::OkStatus();
   return ToStatus(cudaEventRecord(buffer_->used, stream_->handle), "cudaEventRecord");
 }
 
