@@ -37,7 +37,9 @@ class GraphCache {
 
   GraphCache(const OpContext& ctx, const Arena* arena) : ctx_(ctx), arena_(arena) {}
 
-  // Run works for this shape from now on; before the first call, everything runs plainly.
+  // Everything runs plainly from now on, as before the first Select.
+  void Deselect() { is_selected_ = false; }
+  // Run works for this shape from now on.
   void Select(const BatchShape& shape, std::size_t num_units);
   // Enqueues `work` in one way or another. It leaves the arena as it found it. If CUDA refuses a graph, `work` runs
   // plainly, and so does all that follows; a warning says why. Errors of `work`.

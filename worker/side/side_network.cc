@@ -79,7 +79,11 @@ absl::StatusOr<DeviceBatch> SideNetwork::Begin(const SideBatch& batch, bool want
                                             want_grad ? shape.num_tokens : 0, &arena_));
   // A unit for the forward pass of each layer, which waits for its hidden state, and one for the whole backward pass.
   // The head stays outside: few launches, of large kernels, that depend on grad_scale and the number of targets.
-  if (uses_graphs) graphs_.Select(shape, static_cast<std::size_t>(config_.backbone.num_layers) + 1);
+  if (uses_graphs) {
+    graphs_.Select(shape, static_cast<std::size_t>(config_.backbone.num_layers) + 1);
+  } else {
+    graphs_.Deselect();
+  }
   return uploaded;
 }
 
