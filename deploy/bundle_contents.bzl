@@ -6,6 +6,7 @@ _GPU_CASES = "*Cuda*:*Nccl*:*GpuTest.*-*Absent*"
 # Tests with such cases.
 GPU_TESTS = {label: _GPU_CASES for label in [
     "//kernels:attention_test",
+    "//kernels:device_graph_test",
     "//kernels:device_memory_test",
     "//kernels:elementwise_test",
     "//kernels:embedding_test",
@@ -24,6 +25,8 @@ GPU_TESTS = {label: _GPU_CASES for label in [
     "//worker/backbone:stage_test",
     "//worker/infer:infer_test",
     "//worker/side:arena_test",
+    "//worker/side:graph_cache_test",
+    "//worker/side:graph_training_test",
     "//worker/side:parameters_test",
     "//worker/side:side_network_test",
     "//worker/stream:buffer_test",

@@ -35,7 +35,7 @@ TEST(DeviceGraphCpuTest, ThereAreNone) {
   EXPECT_EQ(DeviceMemoryGeneration(ctx), 0);
 }
 
-class DeviceGraphTest : public testing::Test {
+class DeviceGraphGpuTest : public testing::Test {
  protected:
   void SetUp() override {
     if (TestCuda::StreamOrNull() == nullptr) GTEST_SKIP() << "no GPU, or a build without the CUDA backend";
@@ -50,7 +50,7 @@ class DeviceGraphTest : public testing::Test {
   TestVector<float> y_ = TestVector<float>(6, 5.0f);
 };
 
-TEST_F(DeviceGraphTest, WorkTakesPlaceWhenItIsLaunchedEachTimeWithTheValuesOfThatTime) {
+TEST_F(DeviceGraphGpuTest, WorkTakesPlaceWhenItIsLaunchedEachTimeWithTheValuesOfThatTime) {
   auto graph = DeviceGraph::Capture(ctx_, [&] {
     QST_RETURN_IF_ERROR(Add());
     return Add();
@@ -66,7 +66,7 @@ TEST_F(DeviceGraphTest, WorkTakesPlaceWhenItIsLaunchedEachTimeWithTheValuesOfTha
   EXPECT_EQ(Synced(y_)[5], 16.0f);
 }
 
-TEST_F(DeviceGraphTest, AGraphMayGoWhileItRuns) {
+TEST_F(DeviceGraphGpuTest, AGraphMayGoWhileItRuns) {
   for (int i = 0; i < 3; ++i) {
     auto graph = DeviceGraph::Capture(ctx_, [&] { return Add(); });
     QST_ASSERT_OK(graph);
@@ -75,7 +75,7 @@ TEST_F(DeviceGraphTest, AGraphMayGoWhileItRuns) {
   EXPECT_EQ(Synced(y_)[0], 8.0f);
 }
 
-TEST_F(DeviceGraphTest, WhateverWaitsIsRefusedAndTheStreamGoesOn) {
+TEST_F(DeviceGraphGpuTest, WhateverWaitsIsRefusedAndTheStreamGoesOn) {
   float value = 0.0f;
   const auto memory = DeviceMemory::CopyOf(ctx_, &value, sizeof(value));
   QST_ASSERT_OK(memory);
@@ -99,7 +99,7 @@ TEST_F(DeviceGraphTest, WhateverWaitsIsRefusedAndTheStreamGoesOn) {
   EXPECT_EQ(Synced(y_)[0], 6.0f);
 }
 
-TEST_F(DeviceGraphTest, ErrorsOfTheWorkComeBack) {
+TEST_F(DeviceGraphGpuTest, ErrorsOfTheWorkComeBack) {
   EXPECT_THAT(DeviceGraph::Capture(ctx_,
                                    [&] {
                                      QST_RETURN_IF_ERROR(Add());
@@ -111,7 +111,7 @@ TEST_F(DeviceGraphTest, ErrorsOfTheWorkComeBack) {
   EXPECT_EQ(Synced(y_)[0], 6.0f);
 }
 
-TEST_F(DeviceGraphTest, ScratchMemoryDoesNotGrowInACaptureAndCountsWhenItDoes) {
+TEST_F(DeviceGraphGpuTest, ScratchMemoryDoesNotGrowInACaptureAndCountsWhenItDoes) {
   // More than any other test of this process asks for.
   const std::int64_t n = std::int64_t{1} << 22;
   const auto values = DeviceMemory::Allocate(ctx_, n * 4);
@@ -129,7 +129,7 @@ TEST_F(DeviceGraphTest, ScratchMemoryDoesNotGrowInACaptureAndCountsWhenItDoes) {
 }
 
 // Weights that cuBLASLt cannot take where they lie go through the panels that 4-bit weights are unpacked to.
-TEST_F(DeviceGraphTest, ProductsByCopiedWeightsKeepTheirBitsBetweenThoseBy4BitWeights) {
+TEST_F(DeviceGraphGpuTest, ProductsByCopiedWeightsKeepTheirBitsBetweenThoseBy4BitWeights) {
   constexpr std::int64_t kTokens = 40, kOut = 16, kIn = 18;
   std::vector<float> floats(kOut * kIn);
   for (std::size_t i = 0; i < floats.size(); ++i) floats[i] = static_cast<float>(i % 13) * 0.125f - 0.75f;

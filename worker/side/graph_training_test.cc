@@ -63,7 +63,7 @@ struct Outcome {
   GraphStats stats;
 };
 
-class GraphTrainingTest : public testing::TestWithParam<std::string> {
+class GraphTrainingGpuTest : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
     QST_SKIP_WITHOUT_DEVICE(DeviceType::kCuda);
@@ -146,7 +146,7 @@ class GraphTrainingTest : public testing::TestWithParam<std::string> {
   OpContext ctx_;
 };
 
-TEST_P(GraphTrainingTest, EqualShapes) {
+TEST_P(GraphTrainingGpuTest, EqualShapes) {
   const GraphStats stats = ExpectSameBits(GetParam(), std::vector<std::vector<std::int32_t>>(5, {70, 58}));
   const std::int64_t units = GoldenCase(GetParam()).config().backbone.num_layers + 1;
   // Memory of the ops may grow once more in the second micro-batch, when others come first.
@@ -154,7 +154,7 @@ TEST_P(GraphTrainingTest, EqualShapes) {
   EXPECT_LE(stats.num_plain, 2 * units);
 }
 
-TEST_P(GraphTrainingTest, RaggedShapes) {
+TEST_P(GraphTrainingGpuTest, RaggedShapes) {
   // What is behind `//` is the number of tokens, and what becomes of it.
   const GraphStats stats = ExpectSameBits(GetParam(), {{20, 33},         // 53: 128
                                                        {30, 40, 31},     // 101: 128
@@ -174,7 +174,7 @@ TEST_P(GraphTrainingTest, RaggedShapes) {
   EXPECT_GT(stats.num_replayed, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, GraphTrainingTest, testing::ValuesIn(GoldenCase::Names()),
+INSTANTIATE_TEST_SUITE_P(Cases, GraphTrainingGpuTest, testing::ValuesIn(GoldenCase::Names()),
                          [](const auto& info) { return info.param; });
 
 // Shapes that are rounded up come again where token counts alone hardly would.
@@ -204,7 +204,7 @@ TEST(GraphShapesTest, TokenCountsThatDifferBecomeFewShapes) {
   EXPECT_EQ(RoundedShapeOf(batch, 2048).num_sequences, 16);
 }
 
-TEST(GraphSwitchTest, TheEnvironmentTurnsGraphsOff) {
+TEST(GraphSwitchGpuTest, TheEnvironmentTurnsGraphsOff) {
   QST_SKIP_WITHOUT_DEVICE(DeviceType::kCuda);
   const OpContext ctx = TestDeviceContext(DeviceType::kCuda, nullptr);
   const GoldenCase golden("paper_causal_lm");
