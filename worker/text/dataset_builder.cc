@@ -173,8 +173,10 @@ class DatasetBuilder {
 
   // The row's value, or null if it has none.
   static const json* Value(const Table::Row& row, int index) {
-    if (index < 0 || index >= static_cast<int>(row.values.size()) || row.values[index].is_null()) return nullptr;
-    return &row.values[index];
+    for (const auto& [column, value] : row.values) {
+      if (static_cast<int>(column) == index) return value.is_null() ? nullptr : &value;
+    }
+    return nullptr;
   }
 
   absl::StatusOr<std::string> Text(const Table::Row& row, int index) const {

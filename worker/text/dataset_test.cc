@@ -7,6 +7,7 @@
 #include "gtest/gtest.h"
 #include "proto/support/status_matchers.h"
 #include "tests/support/shared_data.h"
+#include "worker/text/table.h"
 
 namespace qst {
 namespace {
@@ -180,6 +181,28 @@ TEST(DatasetTest, RowsWithNamesOfTheirOwnDoNotMakeAHugeTable) {
   std::string bytes;
   for (int i = 0; i < 2000; ++i) absl::StrAppend(&bytes, "{\"k", i, "\": 1}\n");
   EXPECT_THAT(ParseDataset("d.jsonl", bytes, {}), StatusIs(kInvalid, StartsWith("d.jsonl line 1001: ")));
+}
+
+TEST(DatasetTest, RowsKeepNoPlaceForColumnsThatTheyLack) {
+  std::string bytes = "{";
+  for (int i = 100; i < 1099; ++i) absl::StrAppend(&bytes, "\"", i, "\": 1, ");
+  absl::StrAppend(&bytes, "\"text\": \"a\"}\n{\"text\": \"b\"}");
+  const auto table = ParseJsonlTable("d.jsonl", bytes);
+  QST_ASSERT_OK(table);
+  EXPECT_EQ(table->columns.size(), 1000);
+  EXPECT_EQ(table->rows[1].values.size(), 1);
+  const auto data = ParseDataset("d.jsonl", bytes, {});
+  QST_ASSERT_OK(data);
+  EXPECT_EQ(data->examples[1].text, "b");
+}
+
+TEST(DatasetTest, LinesOfSeparatorsAreNotReadToTheEnd) {
+  const std::string commas = absl::StrCat("text,label\n", std::string(1000, ','));
+  EXPECT_THAT(ParseDataset("d.csv", commas, {}), StatusIs(kInvalid, HasSubstr("d.csv line 2: more than 1000 columns")));
+  const std::string tabs = absl::StrCat("text\tlabel\n", std::string(1000, '\t'));
+  EXPECT_THAT(ParseDataset("d.tsv", tabs, {}), StatusIs(kInvalid, HasSubstr("d.tsv line 2: more than 1000 columns")));
+  EXPECT_THAT(ParseDataset("d.csv", commas.substr(0, commas.size() - 1), {}),
+              StatusIs(kInvalid, HasSubstr("1000 fields, but the header has 2")));
 }
 
 TEST(DatasetTest, DeeplyNestedJsonIsNoProblem) {

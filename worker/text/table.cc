@@ -18,7 +18,7 @@ namespace {
 
 using nlohmann::json;
 
-// Keeps rows that each have a name of their own from making a table of rows x rows.
+// More than any data set has: names that are others in each row, or a line of separators, are not read to the end.
 constexpr size_t kMaxColumns = 1000;
 
 constexpr char kHeaderlessAdvice[] =
@@ -26,6 +26,10 @@ constexpr char kHeaderlessAdvice[] =
 
 absl::Status At(absl::string_view name, absl::string_view row_word, int64_t line, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat(name, " ", row_word, " ", line, ": ", what));
+}
+
+absl::Status TooManyColumns(absl::string_view name, int64_t line) {
+  return At(name, "line", line, absl::StrCat("more than ", kMaxColumns, " columns"));
 }
 
 // Adds rows that are JSON objects.
@@ -47,8 +51,7 @@ class ObjectRows {
         }
         table_->columns.push_back(key);
       }
-      if (row.values.size() <= it->second) row.values.resize(it->second + 1);
-      row.values[it->second] = std::move(value);
+      row.values.emplace_back(it->second, std::move(value));
     }
     table_->rows.push_back(std::move(row));
     return absl::OkStatus();
@@ -72,7 +75,6 @@ class FieldRows {
     }
     if (table_->columns.empty()) {
       if (has_header_) return SetHeader(line, std::move(fields));
-      QST_RETURN_IF_ERROR(CheckCount(line, fields.size()));
       for (size_t i = 1; i <= fields.size(); ++i) table_->columns.push_back(absl::StrCat(i));
     }
     if (fields.size() != table_->columns.size()) {
@@ -82,19 +84,14 @@ class FieldRows {
     }
     Table::Row row;
     row.line = line;
-    for (std::string& field : fields) row.values.emplace_back(std::move(field));
+    row.values.reserve(fields.size());
+    for (size_t i = 0; i < fields.size(); ++i) row.values.emplace_back(i, json(std::move(fields[i])));
     table_->rows.push_back(std::move(row));
     return absl::OkStatus();
   }
 
  private:
-  absl::Status CheckCount(int64_t line, size_t num_fields) const {
-    if (num_fields <= kMaxColumns) return absl::OkStatus();
-    return At(name_, "line", line, absl::StrCat("more than ", kMaxColumns, " columns"));
-  }
-
   absl::Status SetHeader(int64_t line, std::vector<std::string> fields) {
-    QST_RETURN_IF_ERROR(CheckCount(line, fields.size()));
     for (size_t i = 0; i < fields.size(); ++i) {
       if (std::find(fields.begin(), fields.begin() + i, fields[i]) != fields.begin() + i) {
         return At(name_, "line", line, absl::StrCat("the header has \"", fields[i], "\" twice; ", kHeaderlessAdvice));
@@ -133,6 +130,7 @@ class CsvReader {
   absl::StatusOr<std::vector<std::string>> ReadRecord() {
     std::vector<std::string> fields;
     for (;;) {
+      if (fields.size() == kMaxColumns) return TooManyColumns(name_, line_);
       fields.emplace_back();
       const bool is_quoted = position_ < bytes_.size() && bytes_[position_] == '"';
       QST_RETURN_IF_ERROR(is_quoted ? ReadQuoted(&fields.back()) : ReadPlain(&fields.back()));
@@ -236,6 +234,7 @@ absl::StatusOr<Table> ParseTsvTable(absl::string_view name, absl::string_view by
     if (line.empty()) return absl::OkStatus();
     std::vector<std::string> fields;
     for (;;) {
+      if (fields.size() == kMaxColumns) return TooManyColumns(name, number);
       const size_t tab = line.find('\t');
       fields.emplace_back(line.substr(0, tab));
       if (tab == absl::string_view::npos) break;
@@ -254,7 +253,7 @@ absl::StatusOr<Table> ParseTextTable(absl::string_view name, absl::string_view b
     if (!IsValidUtf8(line)) return At(name, "line", number, "not valid UTF-8; convert the file to UTF-8");
     Table::Row row;
     row.line = number;
-    row.values.emplace_back(std::string(line));
+    row.values.emplace_back(0, json(std::string(line)));
     table.rows.push_back(std::move(row));
     return absl::OkStatus();
   }));

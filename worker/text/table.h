@@ -2,8 +2,10 @@
 #ifndef QST_WORKER_TEXT_TABLE_H_
 #define QST_WORKER_TEXT_TABLE_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -16,8 +18,9 @@ namespace qst {
 struct Table {
   struct Row {
     int64_t line = 0;  // from 1; of a JSON array: the element's number
-    // By column; null where the row has none, and shorter than `columns` where the last ones are missing.
-    std::vector<nlohmann::json> values;
+    // What the row has, each with its column. No place is kept for what it lacks: a thousand columns in the first row
+    // and one in each that follows would make a huge table of a small file.
+    std::vector<std::pair<size_t, nlohmann::json>> values;
   };
   std::vector<std::string> columns;  // in the order of their first appearance
   std::vector<Row> rows;
