@@ -140,7 +140,7 @@ absl::Status TorchFile::ParseLegacy() {
   if (rest.size() > 262 && rest.substr(257, 5) == "ustar") {
     return absl::UnimplementedError(absl::StrCat(path_, ": written by a torch before 0.1.10 (tar); save it again"));
   }
-  std::vector<TorchPickle> pickles;
+  std::vector<TorchPickle> pickles;  // the object and the keys; what comes before may be large and is not needed
   for (int i = 0; i < 5; ++i) {
     absl::StatusOr<TorchPickle> pickle = TorchPickle::Read(rest, path_);
     if (!pickle.ok()) return i == 0 && !rest.empty() ? not_torch() : pickle.status();
@@ -161,16 +161,16 @@ absl::Status TorchFile::ParseLegacy() {
         return absl::UnimplementedError(absl::StrCat(path_, ": written on a big-endian machine"));
       }
     }
-    pickles.push_back(*std::move(pickle));
+    if (i >= 3) pickles.push_back(*std::move(pickle));
   }
   // The sizes of the elements are known from the tensors that refer to the storages.
   std::map<std::string, int> element_bytes;
-  const TorchPickle& object = pickles[3];
+  const TorchPickle& object = pickles[0];
   for (const TorchStorageRef& storage : object.storages()) {
     element_bytes[storage.key] = FindStorageType(storage.type)->bytes;
   }
   std::map<std::string, Bytes> storages;
-  for (const TorchValue* key : pickles[4].root().items) {
+  for (const TorchValue* key : pickles[1].root().items) {
     const auto known = key->kind == TorchValue::Kind::kString ? element_bytes.find(key->text) : element_bytes.end();
     if (known == element_bytes.end()) {
       return absl::InvalidArgumentError(absl::StrCat(path_, ": storage '", Printable(key->text), "' is used by nobody"));
@@ -248,6 +248,8 @@ absl::Status TorchFile::AddTensor(const std::string& name, const TorchTensorRef&
       return invalid("the shape has more elements than can be counted");
     }
     if (size != 1 && stride != dense_stride) entry.is_contiguous = false;
+    // Such a stride leads nowhere, so that it may be any number; counting with it could overflow.
+    if (size == 1) entry.strides[i] = 0;
     dense_stride = num_elems;
   }
   entry.info.num_elems = num_elems;

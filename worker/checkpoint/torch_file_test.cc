@@ -143,6 +143,22 @@ TEST(TorchFileErrorTest, TensorsThatLeaveTheirStorageAreRefused) {
                                          HasSubstr("tensor 'f32': reaches beyond the 15 elements of its storage")));
 }
 
+TEST(TorchFileViewTest, StridesOfDimensionsOfOneAreAnyNumber) {
+  // A legacy file of eight floats, of which a tensor of shape (2, 1, 2) takes every second one.
+  std::string bytes = "\x80\x02\x8a\x0al\xfc\x9c\x46\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.}.";
+  bytes += "}Vt\nctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI8\ntQ"
+           "I0\n(I2\nI1\nI2\nt(I4\nI9223372036854775807\nI2\nttRs.]V0\na.";
+  bytes += std::string("\x08\0\0\0\0\0\0\0", 8);
+  for (int i = 0; i < 8; ++i) {
+    const float value = Value(i);
+    bytes.append(reinterpret_cast<const char*>(&value), sizeof(value));
+  }
+  const auto file = FromBytes(bytes);
+  QST_ASSERT_OK(file);
+  EXPECT_THAT((*file)->Find("t")->shape, ElementsAre(2, 1, 2));
+  EXPECT_THAT(ReadAll(**file, "t"), ElementsAre(Value(0), Value(2), Value(4), Value(6)));
+}
+
 TEST(TorchPickleTest, ContainersThatHoldThemselvesDoNoHarm) {
   // A list that is remembered and appended to itself.
   EXPECT_TRUE(TorchPickle::Read("\x80\x02]q\x01h\x01" "a.", "p").ok());
