@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/support/status_macros.h"
+#include "worker/stream/frame.h"
 #include "worker/worker_memory.h"
 
 namespace qst {
@@ -75,7 +76,7 @@ absl::Status CheckPlan(const v1::JobPlan& plan) {
   const std::string where = absl::StrCat("plan ", plan.plan_id(), ": ");
   if (plan.plan_id().empty() || plan.job_id().empty()) return absl::InvalidArgumentError(where + "has no id");
   if (plan.stages_size() == 0) return absl::InvalidArgumentError(where + "has no stages");
-  std::uint32_t next_layer = 0;
+  std::uint64_t next_layer = 0;
   for (int i = 0; i < plan.stages_size(); ++i) {
     const v1::PlacedStage& stage = plan.stages(i);
     if (stage.stage() != static_cast<std::uint32_t>(i) || stage.first_layer() != next_layer ||
@@ -83,6 +84,9 @@ absl::Status CheckPlan(const v1::JobPlan& plan) {
       return absl::InvalidArgumentError(absl::StrCat(where, "stage ", i, " is out of order"));
     }
     next_layer += stage.num_layers();
+  }
+  if (next_layer > kMaxFrameLayer) {
+    return absl::InvalidArgumentError(absl::StrCat(where, next_layer, " layers, at most ", kMaxFrameLayer));
   }
   if (!v1::WireDtype_IsValid(plan.wire_dtype())) {
     return absl::InvalidArgumentError(absl::StrCat(where, "wire type ", plan.wire_dtype(),

@@ -175,6 +175,14 @@ TEST_F(HostTest, ImpossiblePlansAreRefusedWithAReason) {
   command.mutable_host()->mutable_plan()->mutable_stages(1)->set_first_layer(4);
   host_->Handle(command);
   EXPECT_EQ(WaitForReport().message(), "plan k/1: stage 1 is out of order");
+  // More than 32 bits can count, and than a frame's tag can name.
+  command = HostCommand("l", false, 0);
+  v1::JobPlan* const plan = command.mutable_host()->mutable_plan();
+  plan->mutable_stages(0)->set_num_layers(0xffffffff);
+  plan->mutable_stages(1)->set_first_layer(0xffffffff);
+  plan->mutable_stages(1)->set_num_layers(2);
+  host_->Handle(command);
+  EXPECT_EQ(WaitForReport().message(), "plan l/1: 4294967297 layers, at most 65535");
 }
 
 TEST_F(HostTest, ReleaseOfAnUnknownPlanIsIgnored) {

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/support/status_macros.h"
+#include "worker/text/utf8.h"
 
 namespace qst {
 namespace {
@@ -185,10 +186,11 @@ absl::Status DecodeGoodbye(const std::uint8_t* in, absl::string_view name, absl:
   if (Take<std::uint32_t>(in, 0) != kGoodbyeMagic || code > 16 || length > kGoodbyeBytes - kGoodbyeHead) {
     return absl::DataLossError(absl::StrCat(name, " sent a goodbye that is none"));
   }
-  const absl::string_view message(reinterpret_cast<const char*>(in) + kGoodbyeHead, length);
+  // Reports to the coordinator hold UTF-8 only; and a message may have been cut within a character.
+  const std::string message = ToValidUtf8(absl::string_view(reinterpret_cast<const char*>(in) + kGoodbyeHead, length));
   if (code == 0) {
     *reason = absl::OkStatus();
-    *note = std::string(message);
+    *note = message;
     return absl::OkStatus();
   }
   const absl::Status sent(static_cast<absl::StatusCode>(code), message);

@@ -20,9 +20,11 @@ namespace qst {
 
 enum class FrameKind : std::uint8_t { kHeader = 1, kTokens = 2, kResidual = 3, kHiddenStates = 4, kGoodbye = 0xff };
 
+constexpr std::uint64_t kMaxFrameLayer = 0xffff;
+
 // Kind in the top byte, layer in the next two, pass id (modulo 2^40) in the rest.
 constexpr Tag MakeTag(FrameKind kind, std::uint64_t pass_id, std::uint64_t layer = 0) {
-  return (static_cast<Tag>(kind) << 56) | ((layer & 0xffff) << 40) | (pass_id & 0xffffffffffull);
+  return (static_cast<Tag>(kind) << 56) | ((layer & kMaxFrameLayer) << 40) | (pass_id & 0xffffffffffull);
 }
 
 // Whether a message of a GPU's memory may follow another between two ranks: by pass, then by layer. Both ends keep to
@@ -96,7 +98,8 @@ constexpr std::int64_t kGoodbyeBytes = 1024;
 
 // The last words of a rank: OK after a normal end, with a note, else why it aborts. Long messages are cut.
 void EncodeGoodbye(const absl::Status& reason, absl::string_view note, std::uint8_t* out);
-// The reason as the peer of `name` sees it (see AsPeerReported). kDataLoss: not a goodbye.
+// The reason as the peer of `name` sees it (see AsPeerReported); what is no UTF-8 in it becomes U+FFFD. kDataLoss: not
+// a goodbye.
 absl::Status DecodeGoodbye(const std::uint8_t* in, absl::string_view name, absl::Status* reason, std::string* note);
 
 }  // namespace qst

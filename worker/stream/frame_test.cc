@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "proto/support/status_matchers.h"
+#include "worker/text/utf8.h"
 
 namespace qst {
 namespace {
@@ -165,6 +166,12 @@ TEST(FrameTest, GoodbyesCarryTheReasonAndTheRankWhereItBegan) {
   EncodeGoodbye(absl::InternalError(std::string(5000, 'x')), "", bytes);
   QST_ASSERT_OK(DecodeGoodbye(bytes, "a", &reason, &note));
   EXPECT_EQ(reason.message().size(), 3u + kGoodbyeBytes - 16);
+
+  // Cut within a character of two bytes: what follows of it cannot go into a report.
+  EncodeGoodbye(absl::InternalError(absl::StrCat("x", std::string(1006, 'y'), "\xC3\xA9")), "", bytes);
+  QST_ASSERT_OK(DecodeGoodbye(bytes, "a", &reason, &note));
+  EXPECT_TRUE(IsValidUtf8(reason.message()));
+  EXPECT_THAT(std::string(reason.message()), testing::EndsWith("yy\xEF\xBF\xBD"));
 
   bytes[8] = 0xff;
   bytes[9] = 0xff;
