@@ -302,6 +302,56 @@ def make_tokenizer_vocab():
     put(t, "gap", join(vocab, "a b", "", "", '{"<y>": 70}'))
 
 
+def make_frame():
+    t = "frame_fuzz"
+    def header(tokens, sequences, first=0, past=0, d=64, wire=1, flags=0, version=1, magic=b"QSTP"):
+        head = magic + struct.pack("<HHQ5IB", version, flags, 7, tokens, sequences, first, past, d, wire)
+        return head + bytes(64 - len(head))
+    put(t, "pass", header(4, 2) + struct.pack("<7i", 1, 2, 3, 4, 0, 1, 4))
+    for wire in (2, 3, 4):
+        put(t, f"wire_{wire}", header(1, 1, wire=wire, first=24) + struct.pack("<3i", -1, 0, 1))
+    put(t, "kv_cache", header(1, 1, past=2**31 - 2, flags=2) + struct.pack("<3i", 5, 0, 1))
+    put(t, "kv_cache_of_two", header(2, 2, flags=2))
+    put(t, "stop", header(0, 0, d=0, wire=0, flags=1))
+    put(t, "offsets_fall", header(4, 3) + struct.pack("<8i", 1, 2, 3, 4, 0, 3, 2, 4))
+    put(t, "offsets_short", header(4, 1) + struct.pack("<6i", 1, 2, 3, 4, 0, 3))
+    put(t, "huge", header(2**32 - 1, 2**32 - 1, past=2**32 - 1, first=2**32 - 1))
+    put(t, "no_tokens", header(0, 0))
+    put(t, "version_2", header(1, 1, version=2))
+    goodbye = lambda code, message, length=None, flag=0: b"QSTB" + struct.pack(
+        "<3I", code, len(message) if length is None else length, flag) + message
+    put(t, "goodbye", goodbye(0, b"memory: little"))
+    put(t, "goodbye_error", goodbye(8, b"no memory"))
+    put(t, "goodbye_passed_on", goodbye(13, b"stage 0: gone", flag=1))
+    put(t, "goodbye_not_utf8", goodbye(13, b"\xff\xfe \xc3"))
+    put(t, "goodbye_too_long", goodbye(2, b"x", length=1009))
+    put(t, "goodbye_of_no_code", goodbye(17, b"x"))
+
+
+def make_control_messages():
+    t = "control_messages_fuzz"
+    spec = field(1, b"j") + field(2, b"m") + field(6, field(1, b"data"))
+    put(t, "spec", b"\0" + spec)
+    put(t, "spec_classification", b"\0" + spec + field(5, field(1, 2) + field(2, b"a") + field(2, b"b")) +
+        field(4, field(1, 3) + field(2, 1024) + field(3, 4)) + field(8, field(3, 1)))
+    put(t, "spec_custom_template", b"\0" + spec + field(6, field(5, b"custom") + field(10, field(1, b"S"))))
+    put(t, "spec_out_of_range", b"\0" + field(1, b"..") + field(4, field(2, 2**32 - 1) + field(1, 99)) +
+        field(7, field(3, 2**32 - 1) + field(6, 65) + field(19, 7)) + field(10, field(1, 257) + field(2, 300) + field(3, 9)))
+    put(t, "model", b"\1" + field(1, b"m") + field(7, field(1, 1) + field(2, 64) + field(3, 1)) + field(9, 24))
+    put(t, "model_unquantized", b"\1" + field(1, b"m") + field(7, field(1, 3)))
+    stage = lambda i, first, layers: field(3, field(1, i) + field(2, b"w") + field(3, first) + field(4, layers))
+    ids, limits = field(1, b"j") + field(2, b"j/1"), field(7, 2) + field(8, 4096) + field(9, 512)
+    part = lambda plan, rest: b"\2" + field(1, plan) + rest
+    put(t, "stage", part(ids + stage(0, 0, 3) + stage(1, 3, 2) + limits, field(3, 1)))
+    put(t, "side", part(ids + stage(0, 0, 5) + limits, field(2, 1) + field(4, field(1, spec))))
+    put(t, "side_without_work", part(ids + stage(0, 0, 5) + limits, field(2, 1)))
+    put(t, "no_such_stage", part(ids + stage(0, 0, 5) + limits, field(3, 1)))
+    put(t, "hole", part(ids + stage(0, 0, 3) + stage(1, 4, 2) + limits, b""))
+    put(t, "too_many_layers", part(ids + stage(0, 0, 2**32 - 1) + stage(1, 2**32 - 1, 1) + stage(2, 0, 5) + limits, b""))
+    put(t, "unknown_types", part(ids + stage(0, 0, 5) + limits + field(6, 9) + field(12, 9), b""))
+    put(t, "no_passes", part(ids + stage(0, 0, 5), b""))
+
+
 make_safetensors()
 make_gguf()
 make_bitsandbytes()
@@ -309,3 +359,5 @@ make_llama2c()
 make_model_config()
 make_tokenizer_model()
 make_tokenizer_vocab()
+make_frame()
+make_control_messages()

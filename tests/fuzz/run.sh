@@ -38,13 +38,14 @@ export UBSAN_OPTIONS=print_stacktrace=1
 
 # Fuzzes one target; leaves "$dir/$1.failed" if it finds anything.
 fuzz() {
-  local target=$1 corpus=tests/fuzz/corpus/$1 log="$dir/$1.log" runs
+  local target=$1 corpus=tests/fuzz/corpus/$1 log="$dir/$1.log" runs dict=()
   mkdir -p "$dir/$target"
   rm -f "$dir/$target.failed"
   if [[ ! -d $corpus ]]; then corpus=tests/fuzz/corpus/${target%_fuzz}; fi
+  if [[ -e tests/fuzz/dict/$target.dict ]]; then dict=(-dict="tests/fuzz/dict/$target.dict"); fi
   # The first folder receives new inputs, so that a longer run can continue where this one ended.
   if "$bin/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=1 \
-    -artifact_prefix="$dir/$target-" "$dir/$target" "$corpus" >"$log" 2>&1; then
+    "${dict[@]}" -artifact_prefix="$dir/$target-" "$dir/$target" "$corpus" >"$log" 2>&1; then
     runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
     echo "$target: ${seconds} s, ${runs:-?} inputs, nothing found"
   else
