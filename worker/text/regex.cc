@@ -3,6 +3,7 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,8 +16,11 @@ namespace qst {
 namespace {
 
 constexpr size_t kJitStackBytes = 4 << 20;
-// Steps of one match attempt; far above what a tokenizer's pattern needs on any text.
-constexpr uint32_t kMatchLimit = 50'000'000;
+constexpr uint32_t kHeapKilobytes = 256 << 10;
+// Steps of backtracking: so many at each place of the text, and as many again for each byte that attempts may share
+// which need more, such as those on a long run of spaces. Tokenizers' patterns need a few. PCRE2's own limit is for one
+// place and starts anew at the next, so that a pattern that stays below it could take days.
+constexpr uint32_t kStepsPerByte = 1000;
 
 struct Pcre2Deleter {
   void operator()(pcre2_code* p) const { pcre2_code_free(p); }
@@ -68,7 +72,8 @@ absl::StatusOr<std::string> ToPcre2Syntax(absl::string_view pattern) {
         result += "\\p{White_Space}";
       } else if (next == 'S') {
         result += "\\P{White_Space}";
-      } else if (next == 'h' || next == 'H' || next == 'Q' || next == 'E' || next == 'K' || next == 'C') {
+      } else if (next == 'h' || next == 'H' || next == 'Q' || next == 'E' || next == 'K' || next == 'C' ||
+                 next == 'G') {
         return Differs(pattern, absl::StrCat("\\", absl::string_view(&next, 1)));
       } else {
         std::string escape(1, c);
@@ -152,36 +157,86 @@ absl::StatusOr<Regex> Regex::Compile(absl::string_view pattern) {
   return Regex(std::move(code));
 }
 
+// Searches in one text.
+class Regex::Search {
+ public:
+  Search(const Code& code, absl::string_view text)
+      : code_(code.code.get()),
+        text_(text),
+        data_(pcre2_match_data_create_from_pattern(code_, nullptr)),
+        context_(pcre2_match_context_create(nullptr)),
+        steps_left_(static_cast<uint64_t>(kStepsPerByte) * (text.size() + 16)) {
+    pcre2_set_heap_limit(context_.get(), kHeapKilobytes);
+  }
+
+  // The first match that starts at `offset` or later. The result is pcre2_match's.
+  int Find(size_t offset) {
+    const int count = Match(offset, 0, kStepsPerByte);
+    return count == PCRE2_ERROR_MATCHLIMIT ? FindPlaceByPlace(offset) : count;
+  }
+
+  TextRange found() const {
+    const PCRE2_SIZE* const bounds = pcre2_get_ovector_pointer(data_.get());
+    return {bounds[0], bounds[1]};
+  }
+
+ private:
+  int Match(size_t offset, uint32_t options, uint64_t max_steps) {
+    pcre2_set_match_limit(context_.get(), static_cast<uint32_t>(std::min<uint64_t>(max_steps, 0xffffffff)));
+    const auto match = [&] {
+      return pcre2_match(code_, reinterpret_cast<PCRE2_SPTR>(text_.data()), text_.size(), offset,
+                         options | PCRE2_NO_UTF_CHECK, data_.get(), context_.get());
+    };
+    const int count = match();
+    if (count != PCRE2_ERROR_JIT_STACKLIMIT || stack_ != nullptr) return count;
+    stack_.reset(pcre2_jit_stack_create(32 << 10, kJitStackBytes, nullptr));
+    pcre2_jit_stack_assign(context_.get(), nullptr, stack_.get());
+    return match();
+  }
+
+  // The same, with as many steps at each place as are left in all. What PCRE2 has used is not known: attempts with more
+  // and more steps are paid for in full.
+  int FindPlaceByPlace(size_t offset) {
+    while (offset <= text_.size()) {
+      uint64_t max_steps = kStepsPerByte;
+      int count = Match(offset, PCRE2_ANCHORED, max_steps);
+      while (count == PCRE2_ERROR_MATCHLIMIT && steps_left_ >= 4 * max_steps) {
+        max_steps *= 4;
+        steps_left_ -= max_steps;
+        count = Match(offset, PCRE2_ANCHORED, max_steps);
+      }
+      if (count != PCRE2_ERROR_NOMATCH) return count;
+      offset += offset < text_.size() ? Utf8CharAt(text_, offset).num_bytes : 1;
+    }
+    return PCRE2_ERROR_NOMATCH;
+  }
+
+  const pcre2_code* const code_;
+  const absl::string_view text_;
+  const Pcre2Ptr<pcre2_match_data> data_;
+  const Pcre2Ptr<pcre2_match_context> context_;
+  Pcre2Ptr<pcre2_jit_stack> stack_;
+  uint64_t steps_left_;
+};
+
 absl::StatusOr<std::vector<TextRange>> Regex::FindAll(absl::string_view text) const {
   std::vector<TextRange> matches;
   if (text.empty()) return matches;
-  Pcre2Ptr<pcre2_match_data> data(pcre2_match_data_create_from_pattern(code_->code.get(), nullptr));
-  Pcre2Ptr<pcre2_match_context> context(pcre2_match_context_create(nullptr));
-  pcre2_set_match_limit(context.get(), kMatchLimit);
-  Pcre2Ptr<pcre2_jit_stack> stack;
+  Search search(*code_, text);
   size_t offset = 0;
   while (offset <= text.size()) {
-    auto match = [&] {
-      return pcre2_match(code_->code.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), offset,
-                         PCRE2_NO_UTF_CHECK, data.get(), context.get());
-    };
-    int count = match();
-    if (count == PCRE2_ERROR_JIT_STACKLIMIT && stack == nullptr) {
-      stack.reset(pcre2_jit_stack_create(32 << 10, kJitStackBytes, nullptr));
-      pcre2_jit_stack_assign(context.get(), nullptr, stack.get());
-      count = match();
-    }
+    const int count = search.Find(offset);
     if (count == PCRE2_ERROR_NOMATCH) break;
     if (count < 0) {
       return absl::ResourceExhaustedError(absl::StrCat("pattern \"", code_->pattern, "\" failed on a text of ",
                                                        text.size(), " bytes: ", Pcre2Message(count)));
     }
-    const PCRE2_SIZE* found = pcre2_get_ovector_pointer(data.get());
+    const TextRange found = search.found();
     // \K could put the start after the end; it is refused above, but a range must never be inverted.
-    if (found[1] < found[0]) return absl::InternalError("a match that ends before it starts");
-    matches.push_back({found[0], found[1]});
-    offset = found[1];
-    if (found[0] == found[1]) {
+    if (found.end < found.begin) return absl::InternalError("a match that ends before it starts");
+    matches.push_back(found);
+    offset = found.end;
+    if (found.begin == found.end) {
       if (offset >= text.size()) break;
       offset += Utf8CharAt(text, offset).num_bytes;
     }

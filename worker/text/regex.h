@@ -27,11 +27,12 @@ class Regex {
   static absl::StatusOr<Regex> Compile(absl::string_view pattern);
 
   // The non-overlapping matches from left to right, some possibly empty. `text` must be valid UTF-8.
-  // Errors  kResourceExhausted: the pattern backtracks too much on this text.
+  // The time is in proportion to the text. Errors  kResourceExhausted: the pattern backtracks too much on this text.
   absl::StatusOr<std::vector<TextRange>> FindAll(absl::string_view text) const;
 
  private:
   struct Code;
+  class Search;
   explicit Regex(std::shared_ptr<const Code> code) : code_(std::move(code)) {}
 
   std::shared_ptr<const Code> code_;
