@@ -3,11 +3,14 @@
 # benchmarks, compute-sanitizer over the kernels' tests where it is installed, then end-to-end tests on a cluster of
 # processes that share the GPU.
 #
-#   tests/gpu/run_all.sh [--out DIR] [--seconds N] [--only STAGE[,STAGE]] [--device cuda|cpu]
+#   tests/gpu/run_all.sh [--out DIR] [--seconds N] [--only STAGE[,STAGE]] [--jobs N] [--match REGEX] [--device cuda|cpu]
 #
 #   --out DIR      reports, and a log for each run (default ./gpu-report)
 #   --seconds N    for all of it (default 540); what there is no time for is reported as skipped
 #   --only ...     of tests, benchmarks, sanitizer, e2e
+#   --jobs N       tests, and sanitizers, that run at a time (default: a processor in two, at most 8); benchmarks and
+#                  end-to-end tests run alone
+#   --match REGEX  only what has a name that matches
 #   --device KIND  what the end-to-end tests run on (default: cuda; without a GPU they are skipped)
 #
 # Exit status: 0 if nothing failed. Without a GPU all is skipped, and says so.
@@ -15,19 +18,25 @@ set -uo pipefail
 
 root=$(dirname "$(readlink -f "$0")")/../..
 root=$(cd "$root" && pwd)
-out=$PWD/gpu-report seconds=540 only=tests,benchmarks,sanitizer,e2e device=""
+out=$PWD/gpu-report seconds=540 only=tests,benchmarks,sanitizer,e2e device="" match=""
+jobs=$(($(nproc) / 2))
+((jobs <= 8)) || jobs=8
+((jobs >= 1)) || jobs=1
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
 while [[ $# -gt 0 ]]; do
   case "$1" in
     --out) out=${2:?--out needs a folder}; shift 2 ;;
     --seconds) seconds=${2:?--seconds needs a number}; shift 2 ;;
     --only) only=${2:?--only needs a list}; shift 2 ;;
+    --jobs) jobs=${2:?--jobs needs a number}; shift 2 ;;
+    --match) match=${2:?--match needs a regular expression}; shift 2 ;;
     --device) device=${2:?--device needs cuda or cpu}; shift 2 ;;
     -h|--help) usage; exit 0 ;;
     *) echo "run_all.sh: unknown argument '$1'; see --help" >&2; exit 2 ;;
   esac
 done
 [[ "$seconds" =~ ^[1-9][0-9]*$ ]] || { echo "run_all.sh: --seconds $seconds is not a positive whole number" >&2; exit 2; }
+[[ "$jobs" =~ ^[1-9][0-9]*$ ]] || { echo "run_all.sh: --jobs $jobs is not a positive whole number" >&2; exit 2; }
 [[ "$device" =~ ^(|cuda|cpu)$ ]] || { echo "run_all.sh: --device $device is neither cuda nor cpu" >&2; exit 2; }
 for stage in ${only//,/ }; do
   [[ "$stage" =~ ^(tests|benchmarks|sanitizer|e2e)$ ]] || { echo "run_all.sh: --only: no stage '$stage'" >&2; exit 2; }
@@ -61,17 +70,18 @@ fi
 
 started=$SECONDS
 deadline=$((started + seconds))
-passed=0 failed=0 skipped=0
 # A text as a JSON string on one line.
 quote() { printf '"%s"' "$(printf '%s' "$1" | tr '\n\t\r' '   ' | tr -d '\000-\037' | sed 's/\\/\\\\/g; s/"/\\"/g')"; }
 
 # record STAGE NAME STATUS SECONDS REASON [JSON_FIELDS]
 record() {
-  case "$3" in passed) ((++passed)) ;; failed) ((++failed)) ;; *) ((++skipped)) ;; esac
   printf '{"stage": %s, "name": %s, "status": "%s", "seconds": %s, "reason": %s%s}\n' \
     "$(quote "$1")" "$(quote "$2")" "$3" "$4" "$(quote "$5")" "${6:+, $6}" >> "$runs"
   printf '%-7s %-10s %-42s %4s s  %s\n' "$3" "$1" "$2" "$4" "$5" | tee -a "$tmp/lines"
 }
+
+# Waits until fewer than N of this shell's children run.
+wait_for_slot() { while (($(jobs -rp | wc -l) >= $1)); do wait -n 2>/dev/null || true; done; }
 
 # run STAGE NAME LIMIT COMMAND...: runs it for at most LIMIT seconds, and not beyond the deadline, with its output in
 # $log. Sets status (of the command; 124: out of time) and took. Returns 1, with a record, if there is no time left.
@@ -115,14 +125,18 @@ judge_gtest() {
 run_tests() {
   local test filter
   while IFS=$'\t' read -r test filter; do
-    run tests "$test" 90 "./$test" --gtest_filter="$filter" --gtest_color=no && judge_gtest tests "$test"
+    [[ "$test" =~ $match ]] || continue
+    wait_for_slot "$jobs"
+    { run tests "$test" 90 "./$test" --gtest_filter="$filter" --gtest_color=no && judge_gtest tests "$test"; } &
   done < "$root/tests/gpu_test.list"
+  wait
 }
 
 run_benchmarks() {
   local bench lines
   [[ -r "$root/tests/benchmark.list" ]] || return 0
   while IFS=$'\t' read -r bench _; do
+    [[ "$bench" =~ $match ]] || continue
     if [[ -z "$gpu" ]]; then
       record benchmarks "$bench" skipped 0 "no GPU"
       continue
@@ -153,17 +167,20 @@ run_sanitizer() {
   [[ -n "$gpu" ]] || { record sanitizer compute-sanitizer skipped 0 "no GPU"; return; }
   for tool in memcheck racecheck initcheck; do
     while IFS=$'\t' read -r test filter; do
-      [[ "$test" == kernels/* ]] || continue
-      run sanitizer "$tool $test" 60 "$sanitizer" --tool "$tool" --error-exitcode 86 \
-        "./$test" --gtest_filter="$filter" --gtest_color=no && judge_gtest sanitizer "$tool $test"
+      [[ "$test" == kernels/* && "$test" =~ $match ]] || continue
+      wait_for_slot "$jobs"
+      { run sanitizer "$tool $test" 60 "$sanitizer" --tool "$tool" --error-exitcode 86 \
+        "./$test" --gtest_filter="$filter" --gtest_color=no && judge_gtest sanitizer "$tool $test"; } &
     done < "$root/tests/gpu_test.list"
   done
+  wait
 }
 
 run_e2e() {
   local test
   export QST_TEST_DEVICE=${device:-cuda}
   while IFS=$'\t' read -r test _; do
+    [[ "$test" =~ $match ]] || continue
     if [[ "$QST_TEST_DEVICE" == cuda && -z "$gpu" ]]; then
       record e2e "$test" skipped 0 "no GPU"
       continue
@@ -191,6 +208,8 @@ done
 date=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 machine="$(uname -sr), $(nproc) processors"
 took=$((SECONDS - started))
+count() { grep -c "\"status\": \"$1\"" "$runs"; }
+passed=$(count passed) failed=$(count failed) skipped=$(count skipped)
 {
   printf '{\n"date": "%s",\n"commit": %s,\n"variant": %s,\n' "$date" "$(quote "$(field commit)")" "$(quote "$(field variant)")"
   printf '"gpu": %s,\n"driver": %s,\n"cuda": %s,\n' "$(quote "$gpu")" "$(quote "$driver")" "$(quote "$cuda")"
