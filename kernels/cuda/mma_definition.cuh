@@ -84,6 +84,33 @@ void Mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint
   }
 }
 
+inline void MmaTf32(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1) {
+  struct Operands {
+    std::uint32_t a[4];
+    std::uint32_t b[2];
+  };
+  const Operands* const lanes = ::qst::cuda_shim::WarpGather(Operands{{a[0], a[1], a[2], a[3]}, {b0, b1}});
+  const int lane = threadIdx.x % kWarpSize;
+  // The instruction does not look at the last 13 bits.
+  const auto value = [](std::uint32_t bits) { return static_cast<double>(__uint_as_float(bits & ~0x1fffu)); };
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + 8 * (i / 2);
+    const int column = 2 * (lane % 4) + i % 2;
+    double sum = static_cast<double>(c[i]);
+    for (int k = 0; k < 8; ++k) {
+      sum += value(lanes[row % 8 * 4 + k % 4].a[row / 8 + k / 4 * 2]) * value(lanes[column * 4 + k % 4].b[k / 4]);
+    }
+    c[i] = static_cast<float>(sum);
+  }
+}
+
+inline std::uint32_t RoundToTf32(float x) {
+  const std::uint32_t bits = __float_as_uint(x);
+  // Infinity stays, NaN stays one.
+  if ((bits & 0x7f800000u) == 0x7f800000u) return (bits & ~0x1fffu) | ((bits & 0x7fffffu) != 0 ? 0x400000u : 0u);
+  return (bits + 0x1000u) & ~0x1fffu;
+}
+
 inline void LoadMatrices(std::uint32_t (&r)[4], SharedAddress row) {
   const SharedAddress* const addresses = ::qst::cuda_shim::WarpGather(row);
   for (int m = 0; m < 4; ++m) r[m] = mma_definition::PairOf(addresses, m, /*is_transposed=*/false);

@@ -2,6 +2,7 @@
 // that is tested, in the shim the definition that takes its place.
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -78,6 +79,76 @@ TEST_F(CudaMmaTest, ProductsOfFragmentsAreProductsOfMatrices) {
       }
     }
   }
+}
+
+std::uint32_t BitsOf(float x) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+float FloatOf(std::uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+
+TEST_F(CudaMmaTest, ProductsOfTf32FragmentsAreProductsOfMatrices) {
+  for (int round = 0; round < 20; ++round) {
+    float a[16][8], b[8][8], c[16][8];
+    // TF32 has 10 bits of mantissa.
+    const auto tf32 = [&] { return FloatOf(BitsOf(static_cast<float>(random_.Normal())) & ~0x1fffu); };
+    for (auto& row : a) {
+      for (float& x : row) x = tf32();
+    }
+    for (auto& row : b) {
+      for (float& x : row) x = tf32();
+    }
+    for (auto& row : c) {
+      for (float& x : row) x = static_cast<float>(random_.Normal());
+    }
+    TestVector<cuda::MmaOperands> lanes(kLanes);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      const int g = lane / 4;
+      const int t = lane % 4;
+      for (int r = 0; r < 4; ++r) lanes[lane].a[r] = BitsOf(a[g + 8 * (r % 2)][t + 4 * (r / 2)]);
+      for (int r = 0; r < 2; ++r) lanes[lane].b[r] = BitsOf(b[t + 4 * r][g]);
+      for (int i = 0; i < 4; ++i) lanes[lane].c[i] = c[g + 8 * (i / 2)][2 * t + i % 2];
+    }
+    QST_ASSERT_OK(cuda::ProbeMmaTf32(*stream_, lanes.data()));
+    ASSERT_TRUE(SynchronizeTestDevice());
+    for (int lane = 0; lane < kLanes; ++lane) {
+      for (int i = 0; i < 4; ++i) {
+        const int row = lane / 4 + 8 * (i / 2);
+        const int column = 2 * (lane % 4) + i % 2;
+        double expected = c[row][column];
+        double magnitude = std::abs(expected);
+        for (int k = 0; k < 8; ++k) {
+          expected += static_cast<double>(a[row][k]) * b[k][column];
+          magnitude += std::abs(static_cast<double>(a[row][k]) * b[k][column]);
+        }
+        ASSERT_NEAR(lanes[lane].c[i], expected, 1e-6 * magnitude) << "lane " << lane << ", element " << i;
+      }
+    }
+  }
+}
+
+TEST_F(CudaMmaTest, TwoTf32NumbersMakeAFloat) {
+  std::vector<float> values = {0.0f, -0.0f, 1.0f, -2.5f, 1.0009765625f, 1.00048828125f, 3.0e38f, 1e-30f, 0.1f};
+  while (values.size() < 1000) values.push_back(static_cast<float>(random_.Normal()));
+  const TestVector<float> reachable = Reachable(values);
+  const std::int64_t n = static_cast<std::int64_t>(values.size());
+  TestVector<std::uint32_t> high(n, ~0u), low(n, ~0u);
+  QST_ASSERT_OK(cuda::ProbeSplitTf32(*stream_, reachable.data(), n, high.data(), low.data()));
+  ASSERT_TRUE(SynchronizeTestDevice());
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float x = values[i];
+    ASSERT_EQ(high[i] & 0x1fffu, 0u) << x;
+    ASSERT_EQ(low[i] & 0x1fffu, 0u) << x;
+    ASSERT_NEAR(FloatOf(high[i]), x, std::ldexp(std::abs(x), -11)) << x;
+    ASSERT_NEAR(static_cast<double>(FloatOf(high[i])) + FloatOf(low[i]), x, std::ldexp(std::abs(x), -22)) << x;
+  }
+  // Half-way between two of TF32: away from zero.
+  EXPECT_EQ(FloatOf(high[5]), 1.0009765625f);
 }
 
 TEST_F(CudaMmaTest, MatricesAreLoadedAsTheyAreAndTransposed) {

@@ -19,6 +19,16 @@ __global__ void MmaKernel(MmaOperands* lanes) {
   Mma<T>(own.c, own.a, own.b[0], own.b[1]);
 }
 
+__global__ void MmaTf32Kernel(MmaOperands* lanes) {
+  MmaOperands& own = lanes[threadIdx.x];
+  MmaTf32(own.c, own.a, own.b[0], own.b[1]);
+}
+
+__global__ void SplitTf32Kernel(const float* values, std::int64_t n, std::uint32_t* high, std::uint32_t* low) {
+  const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < n) SplitTf32(values[i], high[i], low[i]);
+}
+
 __global__ void LoadMatricesKernel(const std::uint16_t* rows, bool transposed, Registers4* out) {
   __shared__ __align__(16) std::uint16_t shared[kWarpSize * kRowElements];
   std::uint16_t* const row = shared + threadIdx.x * kRowElements;
@@ -69,6 +79,17 @@ LaunchShape OneWarp() {
 
 absl::Status ProbeMma(Stream& stream, DType dtype, MmaOperands* lanes) {
   return Launch(stream, OneWarp(), dtype == DType::kBF16 ? MmaKernel<BF16> : MmaKernel<F16>, lanes);
+}
+
+absl::Status ProbeMmaTf32(Stream& stream, MmaOperands* lanes) {
+  return Launch(stream, OneWarp(), MmaTf32Kernel, lanes);
+}
+
+absl::Status ProbeSplitTf32(Stream& stream, const float* values, std::int64_t n, std::uint32_t* high,
+                            std::uint32_t* low) {
+  LaunchShape shape = OneWarp();
+  shape.grid = dim3(static_cast<unsigned>((n + kWarpSize - 1) / kWarpSize));
+  return Launch(stream, shape, SplitTf32Kernel, values, n, high, low);
 }
 
 absl::Status ProbeLoadMatrices(Stream& stream, bool transposed, const std::uint16_t* rows, Registers4* out) {

@@ -24,6 +24,11 @@ struct Registers4 {
 
 // lanes[32]: c becomes c + A B. dtype kBF16 or kF16.
 absl::Status ProbeMma(Stream& stream, DType dtype, MmaOperands* lanes);
+// The same of TF32, c becomes c + A B, with the bits of a and b as they are.
+absl::Status ProbeMmaTf32(Stream& stream, MmaOperands* lanes);
+// high[i], low[i] = SplitTf32(values[i]), n of them.
+absl::Status ProbeSplitTf32(Stream& stream, const float* values, std::int64_t n, std::uint32_t* high,
+                            std::uint32_t* low);
 // rows[32][8]: lane l brings row l, out[32] takes the lanes' registers.
 absl::Status ProbeLoadMatrices(Stream& stream, bool transposed, const std::uint16_t* rows, Registers4* out);
 // Two groups of 32 copies of 16 bytes each, in[2][32][8] to out[2][32][8]; copy i of a group is of zeros where
