@@ -159,8 +159,11 @@ bool GenerateManager::TryPlace(Generation* generation) {
   CopyPlacement(decision.placement, &plan);
   plan.set_model_path(layout_.ModelPath(model_name));
   plan.set_wire_dtype(generation->request.wire_dtype());
-  // The side network has learned with states of this type.
-  if (trained != nullptr) plan.set_compute_dtype(trained->train().dtype());
+  // The side network has learned so.
+  if (trained != nullptr) {
+    plan.set_compute_dtype(trained->train().dtype());
+    plan.set_side_tf32(trained->train().tf32());
+  }
   plan.set_max_passes_in_flight(1);
   plan.set_max_sequence_tokens(most_tokens);
   plan.set_backbone_batch_tokens(most_tokens);

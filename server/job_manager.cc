@@ -230,7 +230,10 @@ absl::StatusOr<bool> JobManager::TryPlace(ActiveJob* job) {
   // Decided once: a job that resumes goes on with the arithmetic that it began with.
   v1::JobSpec* used_spec = job->record.job.mutable_spec();
   used_spec->mutable_resources()->set_device(decision.placement.device());
-  if (decision.placement.device() == v1::DEVICE_KIND_CPU) used_spec->mutable_train()->set_dtype(v1::COMPUTE_DTYPE_F32);
+  if (decision.placement.device() == v1::DEVICE_KIND_CPU) {
+    used_spec->mutable_train()->set_dtype(v1::COMPUTE_DTYPE_F32);
+    used_spec->mutable_train()->set_tf32(false);
+  }
   job->record.job.set_attempt(job->record.job.attempt() + 1);
   job->record.report_sequence = 0;
   const absl::Status moved = Transition(job, v1::JOB_STATE_PREPARING, absl::StrCat("placed: ", decision.message));
@@ -259,6 +262,7 @@ Plan JobManager::BuildPlan(const v1::Job& job, const std::string& model_name, co
   plan.set_model_path(layout_.ModelPath(model_name));
   plan.set_wire_dtype(job.spec().train().wire_dtype());
   plan.set_compute_dtype(job.spec().train().dtype());
+  plan.set_side_tf32(job.spec().train().tf32());
   plan.set_max_passes_in_flight(job.spec().train().max_passes_in_flight());
   plan.set_backbone_batch_tokens(job.spec().train().backbone_batch_tokens());
   plan.set_max_sequence_tokens(job.spec().data().max_length());

@@ -74,6 +74,7 @@ void FillTrain(bool has_score_head, bool is_tuned, v1::TrainConfig* train) {
   QST_DEFAULT_OPTIONAL(train, seed, 42);
   QST_DEFAULT_OPTIONAL(train, shuffle, true);
   QST_DEFAULT_ZERO(train, wire_dtype, v1::WIRE_DTYPE_BF16);
+  QST_DEFAULT_OPTIONAL(train, tf32, true);
   QST_DEFAULT_ZERO(train, log_every_steps, 1);
 }
 

@@ -35,14 +35,16 @@ absl::StatusOr<std::unique_ptr<ComputeDevice>> ComputeDevice::Open(const Compute
   return device;
 }
 
-absl::StatusOr<std::unique_ptr<ComputeContext>> ComputeDevice::NewContext() {
+absl::StatusOr<std::unique_ptr<ComputeContext>> ComputeDevice::NewContext(bool allow_tf32) {
   OpContext ops;
   if (!is_cuda()) {
     ops.threads = threads_.get();
     ops.isa = options_.isa;
     return absl::WrapUnique(new ComputeContext(ops, nullptr));
   }
-  QST_ASSIGN_OR_RETURN(cuda::StreamPtr stream, gpu_->NewStream());
+  cuda::StreamOptions options;
+  options.allow_tf32 = allow_tf32;
+  QST_ASSIGN_OR_RETURN(cuda::StreamPtr stream, gpu_->NewStream(options));
   ops.device = DeviceType::kCuda;
   ops.stream = stream.get();
   return absl::WrapUnique(new ComputeContext(ops, std::move(stream)));

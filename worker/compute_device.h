@@ -64,7 +64,8 @@ class ComputeDevice {
   std::int64_t gpu_memory_bytes() const { return is_cuda() ? gpu_->memory_budget_bytes() : 0; }
   int num_threads() const { return options_.num_threads; }
 
-  absl::StatusOr<std::unique_ptr<ComputeContext>> NewContext();
+  // allow_tf32: of cuda::StreamOptions; nothing to a CPU.
+  absl::StatusOr<std::unique_ptr<ComputeContext>> NewContext(bool allow_tf32 = false);
 
   // Sets aside memory of the GPU for a part, in place of what it had before, so that parts which begin together do not
   // each count on the same bytes. `what` says what the bytes are for: "weights 3.6 GB, activations 1.2 GB". Nothing on

@@ -159,7 +159,8 @@ void Host::BeginPart(const v1::HostPart& command) {
   context.hub = plan.hub;
   for (HostedEntry& hosted : plan.parts) {
     if (!IsSamePart(hosted.id, id)) continue;
-    absl::StatusOr<std::unique_ptr<ComputeContext>> compute = context_.device->NewContext();
+    const bool allow_tf32 = command.is_side() && command.plan().side_tf32();
+    absl::StatusOr<std::unique_ptr<ComputeContext>> compute = context_.device->NewContext(allow_tf32);
     if (!compute.ok()) return RefusePart(id, compute.status());
     spdlog::info("job {}: hosting {}", id.job_id(), PartName(id));
     hosted.compute = *std::move(compute);

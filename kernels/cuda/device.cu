@@ -41,7 +41,6 @@ struct Device::State {
   std::string name;
   std::int64_t budget = 0;
   int num_multiprocessors = 0;
-  bool allow_tf32 = false;
 
   mutable absl::Mutex mutex;
   std::multimap<std::int64_t, void*> free_pieces ABSL_GUARDED_BY(mutex);  // by size
@@ -97,7 +96,6 @@ absl::StatusOr<std::unique_ptr<Device>> Device::Open(const DeviceOptions& option
   state->name =
       absl::StrCat(properties.name, " (cuda:", options.ordinal, ", sm_", properties.major, properties.minor, ")");
   state->num_multiprocessors = properties.multiProcessorCount;
-  state->allow_tf32 = options.allow_tf32;
   state->budget = options.memory_budget_bytes > 0 ? options.memory_budget_bytes
                                                   : static_cast<std::int64_t>(free_bytes) / 10 * 9;
   if (state->budget > static_cast<std::int64_t>(free_bytes)) {
@@ -213,14 +211,14 @@ struct Stream::Staging {
   }
 };
 
-absl::StatusOr<StreamPtr> Device::NewStream() {
+absl::StatusOr<StreamPtr> Device::NewStream(const StreamOptions& options) {
   QST_CUDA_RETURN_IF_ERROR(cudaSetDevice(state_->ordinal));
   StreamPtr stream(new Stream(this));
   QST_CUDA_RETURN_IF_ERROR(cudaStreamCreateWithFlags(&stream->handle, cudaStreamNonBlocking));
   QST_CUDA_RETURN_IF_ERROR(cudaStreamCreateWithFlags(&stream->unpack_handle, cudaStreamNonBlocking));
   QST_CUDA_RETURN_IF_ERROR(cublasLtCreate(&stream->blas));
   stream->num_multiprocessors = state_->num_multiprocessors;
-  stream->allow_tf32 = state_->allow_tf32;
+  stream->allow_tf32 = options.allow_tf32;
   stream->staging = std::make_unique<Stream::Staging>();
   for (int i = 0; i < kStagingPieces; ++i) {
     QST_CUDA_RETURN_IF_ERROR(cudaMallocHost(&stream->staging->pieces[i], kStagingPieceBytes));

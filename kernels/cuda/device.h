@@ -17,7 +17,11 @@ struct DeviceOptions {
   int ordinal = 0;
   // What Allocate may hand out in all. 0: nine tenths of what is free when the device is opened.
   std::int64_t memory_budget_bytes = 0;
-  // Products of float32 matrices (side network) on tensor cores, with inputs rounded to TF32 (10 bits of mantissa).
+};
+
+struct StreamOptions {
+  // Products of two float32 matrices (side network) on tensor cores, their factors rounded to TF32 (10 bits of
+  // mantissa); sums stay float32.
   bool allow_tf32 = false;
 };
 
@@ -52,7 +56,7 @@ class Device {
   absl::Status MakeCurrent() const;
 
   // A stream with its own cuBLASLt workspace, panels of unpacked weights and pinned staging.
-  absl::StatusOr<StreamPtr> NewStream();
+  absl::StatusOr<StreamPtr> NewStream(const StreamOptions& options = StreamOptions());
   // A stream of high priority for copies and transfers alone: it has none of that, so no other op may use it, nor copies
   // from and to the host.
   absl::StatusOr<StreamPtr> NewTransferStream();

@@ -23,7 +23,7 @@ std::int64_t Device::allocated_bytes() const { return 0; }
 std::int64_t Device::peak_bytes() const { return 0; }
 void Device::ResetPeak() {}
 absl::Status Device::MakeCurrent() const { return NoCudaBackend(); }
-absl::StatusOr<StreamPtr> Device::NewStream() { return NoCudaBackend(); }
+absl::StatusOr<StreamPtr> Device::NewStream(const StreamOptions&) { return NoCudaBackend(); }
 absl::StatusOr<StreamPtr> Device::NewTransferStream() { return NoCudaBackend(); }
 absl::StatusOr<void*> Device::Allocate(std::int64_t) { return NoCudaBackend(); }
 void Device::Free(void*) {}

@@ -26,10 +26,11 @@ absl::Status Lost() { return absl::UnavailableError("the connection to stage 1 w
 // Makes pipelines, one after another, and loses stages of the newest.
 class Cluster {
  public:
-  explicit Cluster(DeviceType device) : device_(device) {}
+  // `side`: context of whoever reads the states, which outlives pipelines.
+  explicit Cluster(const OpContext& side) : side_(side) {}
 
   std::shared_ptr<LiveStream> Start(int num_stages) {
-    auto pipeline = std::make_shared<Pipeline>(device_, num_stages, Way::kInProcess, DType::kBF16);
+    auto pipeline = std::make_shared<Pipeline>(side_.device, num_stages, Way::kInProcess, DType::kBF16, 0, &side_);
     if (prepare) prepare(*pipeline);
     pipeline->Start();
     newest_ = pipeline;
@@ -46,7 +47,7 @@ class Cluster {
   std::function<void(Pipeline&)> prepare;
 
  private:
-  const DeviceType device_;
+  const OpContext side_;
   std::weak_ptr<Pipeline> newest_;
   int num_stages_ = 0;
   int num_started_ = 0;
@@ -80,7 +81,7 @@ std::vector<std::string> ReadAll(const OpContext& ctx, ReplayStream& stream, con
 class ReplayStreamTest : public DeviceTest {
  protected:
   std::vector<std::string> Expected() {
-    Cluster cluster(GetParam());
+    Cluster cluster(ctx_);
     ReplayStream stream(cluster.Start(2), [](const absl::Status& lost) { return lost; });
     return ReadAll(ctx_, stream, nullptr);
   }
@@ -93,7 +94,7 @@ TEST_P(ReplayStreamTest, AStageLostAtAnyPointChangesNoBit) {
   for (const std::uint64_t pass : {0, 1, 5}) {
     for (std::int64_t layer = 0; layer <= kLayers; layer += 3) {
       for (const int stage : {0, 1}) {
-        Cluster cluster(GetParam());
+        Cluster cluster(ctx_);
         ReplayStream stream(cluster.Start(2), [&](const absl::Status& lost) {
           EXPECT_THAT(std::string(lost.message()), HasSubstr("stage 1 was lost"));
           return cluster.Start(3);
@@ -114,7 +115,7 @@ TEST_P(ReplayStreamTest, AStageLostAtAnyPointChangesNoBit) {
 
 TEST_P(ReplayStreamTest, StagesThatAreLostAgainAndAgainAreReplacedAgainAndAgain) {
   const std::vector<std::string> expected = Expected();
-  Cluster cluster(GetParam());
+  Cluster cluster(ctx_);
   ReplayStream stream(cluster.Start(2),
                       [&](const absl::Status&) { return cluster.Start(1 + cluster.num_started() % 3); });
   const auto states = ReadAll(ctx_, stream, [&](std::uint64_t id, std::int64_t layer) {
@@ -126,7 +127,7 @@ TEST_P(ReplayStreamTest, StagesThatAreLostAgainAndAgainAreReplacedAgainAndAgain)
 
 TEST_P(ReplayStreamTest, ALossWhileConnectingOrRepeatingIsTriedAgain) {
   const std::vector<std::string> expected = Expected();
-  Cluster cluster(GetParam());
+  Cluster cluster(ctx_);
   int num_calls = 0;
   ReplayStream stream(cluster.Start(2), [&](const absl::Status& lost) -> absl::StatusOr<std::shared_ptr<LiveStream>> {
     if (++num_calls == 1) return absl::UnavailableError("stage 0 did not come");
@@ -148,7 +149,7 @@ TEST_P(ReplayStreamTest, ALossWhileConnectingOrRepeatingIsTriedAgain) {
 
 TEST_P(ReplayStreamTest, ALostStreamIsKeptUntilTheLastPassThatItGaveStatesOfIsReleased) {
   absl::Notification is_lost;
-  Cluster cluster(GetParam());
+  Cluster cluster(ctx_);
   cluster.prepare = [&](Pipeline& pipeline) {
     pipeline.stage(1).before_pass = [&](const TokenPass& pass) {
       if (pass.id == 1) is_lost.WaitForNotification();
@@ -176,7 +177,7 @@ TEST_P(ReplayStreamTest, ALostStreamIsKeptUntilTheLastPassThatItGaveStatesOfIsRe
 TEST_P(ReplayStreamTest, OfThePassThatIsReadOnlyTheRestIsAskedForAgain) {
   const std::vector<std::string> expected = Expected();
   absl::Notification is_lost;
-  Cluster cluster(GetParam());
+  Cluster cluster(ctx_);
   cluster.prepare = [&](Pipeline& pipeline) {
     pipeline.stage(1).before_pass = [&](const TokenPass&) { is_lost.WaitForNotification(); };
   };
@@ -212,7 +213,7 @@ TEST_P(ReplayStreamTest, OfThePassThatIsReadOnlyTheRestIsAskedForAgain) {
 }
 
 TEST_P(ReplayStreamTest, AStageThatFailsByItselfIsNoLoss) {
-  Cluster cluster(GetParam());
+  Cluster cluster(ctx_);
   ReplayStream stream(cluster.Start(2), [&](const absl::Status&) { return cluster.Start(2); });
   QST_ASSERT_OK(stream.Submit(MakePass(0, 8), 0));
   cluster.Lose(1, absl::ResourceExhaustedError("out of memory"));
@@ -223,7 +224,7 @@ TEST_P(ReplayStreamTest, AStageThatFailsByItselfIsNoLoss) {
 }
 
 TEST_P(ReplayStreamTest, AbortAndARefusedReconnectionEndIt) {
-  Cluster cluster(GetParam());
+  Cluster cluster(ctx_);
   absl::Notification is_reconnecting, is_aborted;
   ReplayStream stream(cluster.Start(2), [&](const absl::Status&) {
     is_reconnecting.Notify();
@@ -242,7 +243,7 @@ TEST_P(ReplayStreamTest, AbortAndARefusedReconnectionEndIt) {
   aborter.join();
   EXPECT_FALSE(stream.Submit(MakePass(1, 8), 0).ok());
 
-  Cluster other(GetParam());
+  Cluster other(ctx_);
   ReplayStream refused(other.Start(2),
                        [](const absl::Status&) { return absl::FailedPreconditionError("no stages any more"); });
   QST_ASSERT_OK(refused.Submit(MakePass(0, 8), 0));
@@ -255,7 +256,7 @@ TEST_P(ReplayStreamTest, AbortAndARefusedReconnectionEndIt) {
 }
 
 TEST_P(ReplayStreamTest, PassesOutOfOrderOrWithAKvCacheAreRefused) {
-  Cluster cluster(GetParam());
+  Cluster cluster(ctx_);
   ReplayStream stream(cluster.Start(1), [&](const absl::Status&) { return cluster.Start(1); });
   EXPECT_EQ(stream.Submit(MakePass(1, 8), 0).code(), absl::StatusCode::kInvalidArgument);
   TokenPass cached = MakePass(0, 8);

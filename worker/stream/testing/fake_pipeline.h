@@ -166,8 +166,9 @@ inline TokenPass MakePass(std::uint64_t id, int num_tokens) {
 // Stages on threads, and the side's stream.
 class Pipeline {
  public:
+  // side_context: in which the side's stream hands out states; a new one if null.
   Pipeline(DeviceType device, int num_stages, Way way, DType wire_dtype = DType::kBF16,
-           std::int64_t max_states_under_way = 0)
+           std::int64_t max_states_under_way = 0, const OpContext* side_context = nullptr)
       : contexts_(device), wire_dtype_(wire_dtype), max_states_under_way_(max_states_under_way) {
     world_ = Connect(num_stages, way, contexts_);
     for (const StageRange& range : Split(num_stages)) {
@@ -180,7 +181,7 @@ class Pipeline {
     options.hidden_size = kWidth;
     options.wire_dtype = wire_dtype;
     options.max_pass_tokens = 64;
-    options.ctx = side_context_ = contexts_.Make();
+    options.ctx = side_context_ = side_context != nullptr ? *side_context : contexts_.Make();
     stream_ = LiveStream::Create(*world_.back(), options).value();
   }
 
@@ -230,7 +231,7 @@ class Pipeline {
   std::vector<std::thread> runners_;
 };
 
-// The states' bytes, through an op on the side's device: what training does with them.
+// The states' bytes, through an op in the side's context: what training does with them.
 inline std::string BytesOf(const OpContext& ctx, const ConstMatrixView& states) {
   const std::int64_t num_bytes = states.rows * states.cols * DTypeBytes(states.dtype);
   std::string bytes(static_cast<std::size_t>(num_bytes), '\0');
