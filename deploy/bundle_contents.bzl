@@ -50,6 +50,8 @@ GPU_BENCHMARKS = [
 # Shell tests that start a whole cluster; on the device that QST_TEST_DEVICE names.
 E2E_TESTS = [
     "//tests/e2e:main_job_test",
+    "//tests/e2e:devices_test",
+    "//tests/e2e:opt_test",
     "//tests/e2e:stories_test",
     "//tests/e2e:faults_test",
 ]

@@ -114,10 +114,11 @@ TEST_F(DeviceGraphGpuTest, ErrorsOfTheWorkComeBack) {
 TEST_F(DeviceGraphGpuTest, ScratchMemoryDoesNotGrowInACaptureAndCountsWhenItDoes) {
   // More than any other test of this process asks for.
   const std::int64_t n = std::int64_t{1} << 22;
-  const auto values = DeviceMemory::Allocate(ctx_, n * 4);
+  auto values = DeviceMemory::Allocate(ctx_, n * 4);
   auto sum = DeviceMemory::Allocate(ctx_, 8);
   QST_ASSERT_OK(values);
   QST_ASSERT_OK(sum);
+  QST_ASSERT_OK(FillZero(ctx_, values->data(), n * 4));
   const auto work = [&] { return SumOfSquares(ctx_, values->as<float>(), n, sum->as<double>()); };
   const std::int64_t before = DeviceMemoryGeneration(ctx_);
   EXPECT_THAT(DeviceGraph::Capture(ctx_, work).status(),

@@ -231,7 +231,7 @@ TEST_P(CudaLinearTest, ATokenHasTheSameBitsAmongFewOthersAndAmongManyOthers) {
 
 TEST_P(CudaLinearTest, GradientsHaveTheSameBitsTwice) {
   constexpr std::int64_t kTokens = 1100, kN = 36, kK = 56;
-  TestWeight w(kind(), kN, kK, 64, &random_);
+  TestWeight w(kind(), kN, kK, 64, &random_, WeightPlace::kElements);
   GuardedMatrix x(DType::kBF16, kTokens, kK, kK), grad_y(DType::kF32, kTokens, kN, kN);
   x.FillNormal(&random_);
   grad_y.FillNormal(&random_);

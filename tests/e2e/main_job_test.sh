@@ -30,6 +30,12 @@ for placement in "1 1" "1 2" "2 3" "3 4"; do
   echo "$stages stages on $workers workers: $(wc -l <<<"$found") losses equal"
 done
 
+if [[ "$device" == cuda ]]; then
+  plane=$(grep -ho 'side network.*: NCCL.*' "$store"/logs/*.log | tail -1)
+  [[ -n "$plane" ]] || fail "no log says that parts in several processes met over NCCL"
+  echo "$plane"
+fi
+
 qst pull "$job" -o "$work/pulled"
 for file in side_network.safetensors side_config.json metrics.jsonl predictions.jsonl job.yaml; do
   [[ -s "$work/pulled/$file" ]] || fail "qst pull left out $file"

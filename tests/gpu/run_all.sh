@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Runs everything that a bundle (deploy/bundle.bzl) carries for a GPU, and writes report.txt and report.json: tests,
-# benchmarks, compute-sanitizer over the kernels' tests where it is installed, then end-to-end tests on a cluster of
-# processes that share the GPU.
+# benchmarks, QLoRA with PEFT where Python has it, compute-sanitizer over the kernels' tests where it is installed, then
+# end-to-end tests on a cluster of processes that share the GPU.
 #
 #   tests/gpu/run_all.sh [--out DIR] [--seconds N] [--only STAGE[,STAGE]] [--jobs N] [--match REGEX] [--device cuda|cpu]
 #
 #   --out DIR      reports, and a log for each run (default ./gpu-report)
 #   --seconds N    for all of it (default 540); what there is no time for is reported as skipped
-#   --only ...     of tests, benchmarks, sanitizer, e2e
+#   --only ...     of tests, benchmarks, peers, sanitizer, e2e
 #   --jobs N       tests, and sanitizers, that run at a time (default: a processor in two, at most 8); benchmarks and
 #                  end-to-end tests run alone
 #   --match REGEX  only what has a name that matches
@@ -18,7 +18,7 @@ set -uo pipefail
 
 root=$(dirname "$(readlink -f "$0")")/../..
 root=$(cd "$root" && pwd)
-out=$PWD/gpu-report seconds=540 only=tests,benchmarks,sanitizer,e2e device="" match=""
+out=$PWD/gpu-report seconds=540 only=tests,benchmarks,peers,sanitizer,e2e device="" match=""
 jobs=$(($(nproc) / 2))
 ((jobs <= 8)) || jobs=8
 ((jobs >= 1)) || jobs=1
@@ -39,7 +39,7 @@ done
 [[ "$jobs" =~ ^[1-9][0-9]*$ ]] || { echo "run_all.sh: --jobs $jobs is not a positive whole number" >&2; exit 2; }
 [[ "$device" =~ ^(|cuda|cpu)$ ]] || { echo "run_all.sh: --device $device is neither cuda nor cpu" >&2; exit 2; }
 for stage in ${only//,/ }; do
-  [[ "$stage" =~ ^(tests|benchmarks|sanitizer|e2e)$ ]] || { echo "run_all.sh: --only: no stage '$stage'" >&2; exit 2; }
+  [[ "$stage" =~ ^(tests|benchmarks|peers|sanitizer|e2e)$ ]] || { echo "run_all.sh: --only: no stage '$stage'" >&2; exit 2; }
 done
 [[ -r "$root/VERSION" ]] || { echo "run_all.sh: $root is no bundle; build one with bazel build //deploy:bundle" >&2; exit 2; }
 
@@ -133,7 +133,7 @@ run_tests() {
 }
 
 run_benchmarks() {
-  local bench lines
+  local bench
   [[ -r "$root/tests/benchmark.list" ]] || return 0
   while IFS=$'\t' read -r bench _; do
     [[ "$bench" =~ $match ]] || continue
@@ -141,15 +141,35 @@ run_benchmarks() {
       record benchmarks "$bench" skipped 0 "no GPU"
       continue
     fi
-    run benchmarks "$bench" 150 "./$bench" || continue
-    lines=$(grep -cE '^\{.*\}$' "$log")
-    grep -E '^\{.*\}$' "$log" >> "$benches"
-    if ((status == 0 && lines > 0)); then
-      record benchmarks "$bench" passed "$took" "$lines numbers"
-    else
-      record benchmarks "$bench" failed "$took" "exit status $status, $lines numbers; $(tail -n 1 "$log")"
-    fi
+    run benchmarks "$bench" 150 "./$bench" && judge_benchmark benchmarks "$bench"
   done < "$root/tests/benchmark.list"
+}
+
+# judge_benchmark STAGE NAME
+judge_benchmark() {
+  local lines
+  lines=$(grep -cE '^\{.*\}$' "$log")
+  grep -E '^\{.*\}$' "$log" >> "$benches"
+  if ((status == 0 && lines > 0)); then
+    record "$1" "$2" passed "$took" "$lines numbers"
+  else
+    record "$1" "$2" failed "$took" "exit status $status, $lines numbers; $(tail -n 1 "$log")"
+  fi
+}
+
+run_peers() {
+  local script=$root/tests/bench/peers/qlora_peer.py micro
+  [[ qlora =~ $match ]] || return 0
+  if [[ -z "$gpu" ]]; then
+    record peers qlora skipped 0 "no GPU"
+  elif ! python3 -c 'import torch, transformers, peft, bitsandbytes' 2>/dev/null; then
+    record peers qlora skipped 0 "python3 has not all of torch, transformers, peft and bitsandbytes"
+  else
+    for micro in 4 16; do
+      run peers "qlora in passes of $micro" 90 python3 "$script" --micro $micro --steps 2 &&
+        judge_benchmark peers "qlora in passes of $micro"
+    done
+  fi
 }
 
 find_sanitizer() {
@@ -169,7 +189,8 @@ run_sanitizer() {
     while IFS=$'\t' read -r test filter; do
       [[ "$test" == kernels/* && "$test" =~ $match ]] || continue
       wait_for_slot "$jobs"
-      { run sanitizer "$tool $test" 60 "$sanitizer" --tool "$tool" --error-exitcode 86 \
+      # Calls that fail on purpose are no findings. Products of cuBLAS take racecheck long.
+      { run sanitizer "$tool $test" 180 "$sanitizer" --tool "$tool" --error-exitcode 86 --report-api-errors no \
         "./$test" --gtest_filter="$filter" --gtest_color=no && judge_gtest sanitizer "$tool $test"; } &
     done < "$root/tests/gpu_test.list"
   done
@@ -198,7 +219,7 @@ run_e2e() {
 
 # Some time is kept for the end-to-end tests; sanitizers may take any amount.
 all=$deadline
-for stage in tests benchmarks sanitizer e2e; do
+for stage in tests benchmarks peers sanitizer e2e; do
   [[ ",$only," == *",$stage,"* ]] || continue
   deadline=$all
   [[ "$stage" == e2e || ",$only," != *,e2e,* ]] || deadline=$((all - seconds / 4))
