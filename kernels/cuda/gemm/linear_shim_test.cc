@@ -145,6 +145,29 @@ TEST(LinearLimitsTest, PanelsAndChunksOfRowsChangeNoBit) {
   }
 }
 
+TEST(LinearLimitsTest, ChunksOfASkinnyGradientChangeNoBit) {
+  std::mt19937 random(6);
+  Gpu large, small;
+  small.SetSmallLimits();
+  for (const std::int64_t tokens : {1100, 2048}) {
+    constexpr std::int64_t kN = 16, kK = 136;
+    GuardedMatrix grad_y(DType::kF32, tokens, kN, kN), x(DType::kBF16, tokens, kK, kK);
+    grad_y.FillNormal(&random);
+    x.FillNormal(&random);
+    const auto gradient = [&](const OpContext& ctx, bool accumulate) {
+      GuardedMatrix grad_w(DType::kF32, kN, kK, kK);
+      std::mt19937 start(9);
+      grad_w.FillNormal(&start);
+      QST_EXPECT_OK(LinearBackwardWeight(ctx, grad_y.view(), x.view(), grad_w.view(), MatrixView{}, accumulate));
+      return BitsOf(grad_w, kN, kK);
+    };
+    for (const bool accumulate : {false, true}) {
+      EXPECT_EQ(gradient(small.ctx, accumulate), gradient(large.ctx, accumulate)) << tokens;
+      EXPECT_EQ(gradient(large.ctx, accumulate), gradient(large.ctx, accumulate)) << tokens;
+    }
+  }
+}
+
 class ScopedAsync {
  public:
   explicit ScopedAsync(const char* mode) { setenv("QST_CUDA_SHIM_ASYNC", mode, 1); }

@@ -8,7 +8,7 @@ namespace {
 constexpr std::int64_t kPanelRowMultiple = 256;
 
 std::int64_t ForwardScratchBytes(const LinearShape& s) {
-  if (s.tokens <= kMaxFewTokens) return 0;
+  if (s.tokens <= kMaxFewTokens || IsSkinnyProduct(s.x, s.w_is_quantized, s.w, s.y, s.n)) return 0;
   const DType compute = LinearComputeType(s.x, s.w_is_quantized, s.w);
   const bool uses_panels = s.w_is_quantized || s.w != compute;
   const std::int64_t n = uses_panels ? PanelRows(s.n, s.k, compute) : s.n;
@@ -29,10 +29,12 @@ std::int64_t BackwardInputScratchBytes(const LinearShape& s) {
 
 std::int64_t BackwardWeightScratchBytes(const LinearShape& s) {
   const std::int64_t num_chunks = (s.tokens + kGradChunkRows - 1) / kGradChunkRows;
-  const std::int64_t at_a_time = std::min(num_chunks, GradChunksAtATime(s.n, s.k));
+  const bool is_skinny = IsSkinnyGrad(s.x, s.n);
+  const std::int64_t at_a_time =
+      std::min(num_chunks, is_skinny ? SkinnyGradChunksAtATime(s.n, s.k) : GradChunksAtATime(s.n, s.k));
   const std::int64_t rows = std::min(s.tokens, at_a_time * kGradChunkRows);
   const std::int64_t sums = (s.tokens + kColumnSumRows - 1) / kColumnSumRows;
-  return (s.x != DType::kF32 ? CopyBytes(rows, s.k, DType::kF32) : 0) +
+  return (s.x != DType::kF32 && !is_skinny ? CopyBytes(rows, s.k, DType::kF32) : 0) +
          (num_chunks > 1 ? CopyBytes(at_a_time * s.n, s.k, DType::kF32) : 0) +
          (s.has_bias ? CopyBytes(sums, s.n, DType::kF32) : 0);
 }
@@ -62,6 +64,10 @@ std::int64_t GradChunksAtATime(std::int64_t n, std::int64_t k, const LinearLimit
   const std::int64_t largest = std::max({CopyBytes(n, k, DType::kF32), CopyBytes(kGradChunkRows, k, DType::kF32),
                                          CopyBytes(kGradChunkRows, n, DType::kF32), std::int64_t{1}});
   return std::max<std::int64_t>(1, limits.partial_bytes / largest);
+}
+
+std::int64_t SkinnyGradChunksAtATime(std::int64_t n, std::int64_t k, const LinearLimits& limits) {
+  return std::max<std::int64_t>(1, limits.partial_bytes / std::max<std::int64_t>(CopyBytes(n, k, DType::kF32), 1));
 }
 
 std::int64_t LinearScratchBytes(const LinearShape& shape) {

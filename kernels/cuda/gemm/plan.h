@@ -19,6 +19,9 @@ inline constexpr std::int64_t kPinnedTokens = 4096;
 inline constexpr std::int64_t kGradChunkRows = 512;
 // Rows that a column sum (gradient of a bias) adds up before its chunks are.
 inline constexpr std::int64_t kColumnSumRows = 128;
+// Products of half types with up to this many columns of float32, and such gradients, have kernels of their own
+// (skinny.cuh): downsampling in a side network.
+inline constexpr std::int64_t kMaxSkinnyOutputs = 64;
 // cuBLASLt's workspace, one a stream.
 inline constexpr std::int64_t kBlasWorkspaceBytes = std::int64_t{32} << 20;
 
@@ -55,6 +58,13 @@ constexpr DType LinearBackwardComputeType(bool w_is_quantized, DType w) {
   return !w_is_quantized && w == DType::kF32 ? DType::kF32 : DType::kBF16;
 }
 
+// Whether y[T, n] = x[T, k] W[n, k]^T of more than kMaxFewTokens tokens goes to the kernels of skinny.cuh, and whether
+// its gradient of W does.
+constexpr bool IsSkinnyProduct(DType x, bool w_is_quantized, DType w, DType y, std::int64_t n) {
+  return x != DType::kF32 && !w_is_quantized && w == DType::kF32 && y == DType::kF32 && n <= kMaxSkinnyOutputs;
+}
+constexpr bool IsSkinnyGrad(DType x, std::int64_t n) { return x != DType::kF32 && n <= kMaxSkinnyOutputs; }
+
 // Rows of a weight [n, k] that are unpacked at a time. A function of the weight's shape alone: it decides which
 // products are made, and so bits. Panels are about equal and as large as the limits allow.
 std::int64_t PanelRows(std::int64_t n, std::int64_t k, DType compute, const LinearLimits& limits = {});
@@ -65,6 +75,8 @@ std::int64_t PanelBytes(std::int64_t n, std::int64_t k, DType compute, const Lin
 std::int64_t RowsAtATime(std::int64_t total_rows, std::int64_t bytes_per_row, const LinearLimits& limits = {});
 // Chunks of kGradChunkRows rows whose partial gradients [n, k] are made at a time.
 std::int64_t GradChunksAtATime(std::int64_t n, std::int64_t k, const LinearLimits& limits = {});
+// The same where IsSkinnyGrad, which copies nothing.
+std::int64_t SkinnyGradChunksAtATime(std::int64_t n, std::int64_t k, const LinearLimits& limits = {});
 
 // Bytes of a copy's row, and of a copy as a piece of scratch memory.
 constexpr std::int64_t RowBytes(std::int64_t cols, DType dtype) { return PaddedCols(cols, dtype) * DTypeBytes(dtype); }

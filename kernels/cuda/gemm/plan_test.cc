@@ -84,7 +84,7 @@ TEST(LinearPlanTest, BackboneLayersNeedPanelsButNoScratch) {
   EXPECT_EQ(LinearScratchBytes(layer), 0);
 }
 
-TEST(LinearPlanTest, SideLayersNeedCopiesAndPartialGradients) {
+TEST(LinearPlanTest, DownsamplingNeedsPartialGradientsAlone) {
   LinearShape down;
   down.tokens = 2000;
   down.n = 16;
@@ -94,13 +94,42 @@ TEST(LinearPlanTest, SideLayersNeedCopiesAndPartialGradients) {
   down.w_is_quantized = false;
   down.needs_grad_w = true;
   EXPECT_EQ(LinearPanelBytes(down), 0);
-  EXPECT_EQ(LinearScratchBytes(down), 2000 * 4096 * 4 + 4 * 16 * 4096 * 4);
+  EXPECT_EQ(LinearScratchBytes(down), 4 * 16 * 4096 * 4);
   down.tokens = 512;  // one chunk, straight into the gradient
-  EXPECT_EQ(LinearScratchBytes(down), 512 * 4096 * 4);
-  down.x = DType::kF32;
   EXPECT_EQ(LinearScratchBytes(down), 0);
   down.has_bias = true;
   EXPECT_EQ(LinearScratchBytes(down), 256);
+  // 4 MiB a chunk: 16 of 20 at a time.
+  EXPECT_EQ(SkinnyGradChunksAtATime(64, 16384), 16);
+  down.has_bias = false;
+  down.tokens = 20 * kGradChunkRows;
+  down.n = 64;
+  down.k = 16384;
+  EXPECT_EQ(LinearScratchBytes(down), 64 * kMiB);
+}
+
+TEST(LinearPlanTest, OtherSideLayersNeedCopiesAndPartialGradients) {
+  LinearShape side;
+  side.tokens = 2000;
+  side.n = 65;
+  side.k = 4096;
+  side.x = DType::kBF16;
+  side.y = DType::kF32;
+  side.w_is_quantized = false;
+  side.needs_grad_w = true;
+  EXPECT_EQ(LinearPanelBytes(side), 0);
+  EXPECT_EQ(LinearScratchBytes(side), 2000 * 4096 * 4 + 4 * 65 * 4096 * 4);
+  side.tokens = 512;  // one chunk, straight into the gradient
+  EXPECT_EQ(LinearScratchBytes(side), 512 * 4096 * 4);
+  side.n = 16;
+  EXPECT_EQ(LinearScratchBytes(side), 0);
+  side.y = DType::kBF16;  // not a side network's, so it goes the way of others
+  EXPECT_EQ(LinearScratchBytes(side), 512 * (4096 + 16) * 4);
+  side.y = DType::kF32;
+  side.x = DType::kF32;
+  EXPECT_EQ(LinearScratchBytes(side), 0);
+  side.has_bias = true;
+  EXPECT_EQ(LinearScratchBytes(side), 256);
 
   LinearShape head;  // bf16, frozen: gradients of logits are rounded
   head.tokens = 1000;
