@@ -79,6 +79,21 @@ TEST_P(ElementwiseTest, SiluIsAccurateOverTheWholeRange) {
   }
 }
 
+TEST_P(ElementwiseTest, SwiGluOfTinyAndHugeGatesIsFinite) {
+  DMatrix gate(1, 8);
+  const double values[] = {0.0, 1e-38, -1e-38, 1e-30, -1e4, -3e38, 3e38, -88.5};
+  for (std::int64_t j = 0; j < gate.cols; ++j) gate.at(0, j) = static_cast<double>(static_cast<float>(values[j]));
+  DMatrix up(1, 8);
+  for (std::int64_t j = 0; j < up.cols; ++j) up.at(0, j) = 1.0;
+  TestMatrix y(1, 8);
+  QST_ASSERT_OK(SwiGlu(Context(), TestMatrix(gate), TestMatrix(up), y));
+  const DMatrix actual = y.ToDouble();
+  const DMatrix expected = ReferenceSwiGlu(gate, up);
+  for (std::int64_t j = 0; j < up.cols; ++j) {
+    EXPECT_NEAR(actual.at(0, j), expected.at(0, j), 3e-7 * std::abs(expected.at(0, j)) + 1e-35) << gate.at(0, j);
+  }
+}
+
 TEST_P(ElementwiseTest, SwiGluMatchesReference) {
   for (const Size& size : Sizes()) {
     for (const DType dtype : OperandTypes()) {

@@ -32,8 +32,8 @@ absl::Status CheckOneType(const char* op, std::initializer_list<ConstMatrixView>
 // Products and sums are fused where fmaf says so and, by __fadd_rn, nowhere else: every path rounds alike.
 
 __device__ __forceinline__ float OnePlusExp(float x) { return __fadd_rn(1.0f, expf(x)); }
-__device__ __forceinline__ float Sigmoid(float x) { return 1.0f / OnePlusExp(-x); }
-__device__ __forceinline__ float Silu(float x) { return x / OnePlusExp(-x); }
+__device__ __forceinline__ float Sigmoid(float x) { return Quotient(1.0f, OnePlusExp(-x)); }
+__device__ __forceinline__ float Silu(float x) { return Quotient(x, OnePlusExp(-x)); }
 // silu'(x) = s (1 + x (1 - s)), s = sigmoid(x).
 __device__ __forceinline__ float SiluSlope(float x, float s) { return s * fmaf(x, 1.0f - s, 1.0f); }
 

@@ -40,6 +40,28 @@ __device__ __forceinline__ F16 FromFloat<F16>(float x) {
   return __float2half_rn(x);
 }
 
+// 1 / x for x >= 1 but for a unit in the last place; 0 where that is subnormal. In the shim it is always off by one.
+__device__ __forceinline__ float RoughReciprocal(float x) {
+#ifdef QST_CUDA_SHIM
+  const float r = 1.0f / x;
+  return r >= 1.17549435e-38f ? __uint_as_float(__float_as_uint(r) + 1u) : 0.0f * r;
+#else
+  float r;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+  return r;
+#endif
+}
+
+// x / y for y >= 1 within a unit in the last place, without the branch to a slow path that a plain division takes for
+// x near zero, such as the smallest values of a half type. 0 for y > 2^126.
+__device__ __forceinline__ float Quotient(float x, float y) {
+  const float r = RoughReciprocal(y);
+  const float q = __fmul_rn(x, r);
+  const float rest = __fmaf_rn(-q, y, x);
+  // Infinities leave no rest.
+  return rest == rest ? __fmaf_rn(rest, r, q) : q;
+}
+
 // Every lane gets the sum; lanes are added in a tree that is the same for every call.
 __device__ __forceinline__ float WarpSum(float x) {
 #pragma unroll
