@@ -15,7 +15,9 @@ namespace cuda {
 namespace {
 
 constexpr int kWidth = kWideElems<float>;
-constexpr int kMaxThreads = 512;
+// So many that a multiprocessor has room for one block: the rows that are under way stay in L2 between both passes,
+// which three blocks a multiprocessor with rows of 32,000 logits would not.
+constexpr int kMaxThreads = 1024;
 // Groups that a thread has under way at once.
 constexpr int kBatch = 4;
 
