@@ -147,7 +147,7 @@ TEST_P(CudaLinearTest, FewTokensMatchFloat64) {
   constexpr Shape kShapes[] = {
       {1, 1, 1, 64},     {2, 3, 5, 64},     {5, 17, 63, 64},   {8, 33, 64, 64},    {3, 9, 96, 64},
       {4, 40, 1024, 64}, {7, 70, 1056, 64}, {1, 9, 17000, 64}, {8, 10, 2049, 128}, {2, 5, 4096, 4096},
-      {6, 130, 31, 64},  {0, 5, 7, 64},     {3, 0, 7, 64},
+      {6, 130, 31, 64},  {0, 5, 7, 64},     {3, 0, 7, 64},     {1, 200, 96, 64},   {2, 170, 64, 64},
   };
   int variant = 0;
   for (const Shape& shape : kShapes) ExpectForwardMatches(shape, &variant);

@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kGemvThreads, kTokens == 8 ? 2 : 3)
   float sums[kRows][kTokens] = {};
   for (std::int64_t begin = 0; begin < op.k; begin += tile) {
     __syncthreads();
-    StageX<kTokens>(op, begin, tile, staged);
+    StageX<kTokens>(op, 0, begin, tile, staged);
     __syncthreads();
     const std::int64_t end = min(op.k, begin + tile);
     for (std::int64_t col = begin + 8 * lane; col < end; col += kStep) {
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kGemvThreads, kTokens == 8 ? 2 : 3)
       }
     }
   }
-  FinishRowsOfWarp(op, first_row, sums);
+  FinishRowsOfWarp(op, 0, first_row, sums);
 }
 
 template <int kTokens, typename Weight>

@@ -66,16 +66,17 @@ __device__ __forceinline__ void LoadX(const GemvOperands& op, std::int64_t token
   }
 }
 
-// Columns [begin, begin + tile) of kTokens rows of x, zero beyond the matrix, to tokens of `tile` floats each; tile is
-// a multiple of 32.
+// Columns [begin, begin + tile) of kTokens rows of x from first_token on, zero beyond the matrix, to tokens of `tile`
+// floats each; tile is a multiple of 32.
 template <int kTokens>
-__device__ __forceinline__ void StageX(const GemvOperands& op, std::int64_t begin, int tile, float4* staged) {
+__device__ __forceinline__ void StageX(const GemvOperands& op, std::int64_t first_token, std::int64_t begin, int tile,
+                                       float4* staged) {
   const int groups = tile / 4;
   for (int i = threadIdx.x; i < kTokens * (tile / 8); i += kGemvThreads) {
     const int token = i / (tile / 8);
     const int pair = i % (tile / 8);
     float values[8];
-    LoadX(op, token, begin + 8 * pair, values);
+    LoadX(op, first_token + token, begin + 8 * pair, values);
     staged[token * groups + SwizzledGroup(2 * pair)] = make_float4(values[0], values[1], values[2], values[3]);
     staged[token * groups + SwizzledGroup(2 * pair + 1)] = make_float4(values[4], values[5], values[6], values[7]);
   }
@@ -101,15 +102,17 @@ __device__ __forceinline__ void FinishElement(const GemvOperands& op, std::int64
 
 // Adds up the lanes' sums of a warp's rows and tokens; lane i finishes the i-th.
 template <int kRows, int kTokens>
-__device__ __forceinline__ void FinishRowsOfWarp(const GemvOperands& op, std::int64_t first_row,
-                                                 const float (&sums)[kRows][kTokens]) {
+__device__ __forceinline__ void FinishRowsOfWarp(const GemvOperands& op, std::int64_t first_token,
+                                                 std::int64_t first_row, const float (&sums)[kRows][kTokens]) {
   const int lane = threadIdx.x % kWarpSize;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
       const float sum = WarpSum(sums[r][t]);
-      if (lane == r * kTokens + t && first_row + r < op.n && t < op.tokens) FinishElement(op, t, first_row + r, sum);
+      if (lane == r * kTokens + t && first_row + r < op.n && first_token + t < op.tokens) {
+        FinishElement(op, first_token + t, first_row + r, sum);
+      }
     }
   }
 }

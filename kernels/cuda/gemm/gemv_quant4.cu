@@ -49,15 +49,24 @@ __device__ __forceinline__ unsigned Word(const uint4& words, int i) {
   return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
 }
 
+// Blocks a multiprocessor: what is bound by latency, with one token, needs the warps; more tokens need the registers.
+template <int kTokens>
+constexpr int kBlocks = kTokens == 1 ? 3 : 2;
+
+// A block makes rows of kTokens tokens; the blocks of the same rows follow each other in the grid, so that they find
+// the weight in L2.
 template <int kRows, int kTokens>
-__global__ void __launch_bounds__(kGemvThreads)
-    Quant4GemvKernel(const __grid_constant__ GemvOperands op, const __grid_constant__ Quant4Operand w, int tile) {
+__global__ void __launch_bounds__(kGemvThreads, kBlocks<kTokens>)
+    Quant4GemvKernel(const __grid_constant__ GemvOperands op, const __grid_constant__ Quant4Operand w, int tile,
+                     int token_blocks) {
   QST_DYNAMIC_SHARED(shared);
   float2(*const table)[kCopies] = reinterpret_cast<float2(*)[kCopies]>(shared);
   float* const map = reinterpret_cast<float*>(shared + kTableBytes);
   float4* const staged = reinterpret_cast<float4*>(shared + kTableBytes + kMapBytes);
   const int lane = threadIdx.x % kWarpSize;
-  const std::int64_t first_row = (static_cast<std::int64_t>(blockIdx.x) * kGemvWarps + threadIdx.x / kWarpSize) * kRows;
+  const std::int64_t row_block = blockIdx.x / token_blocks;
+  const std::int64_t first_token = blockIdx.x % token_blocks * kTokens;
+  const std::int64_t first_row = (row_block * kGemvWarps + threadIdx.x / kWarpSize) * kRows;
   const bool is_nested = w.view.absmax_codes != nullptr;
 
   // The first words are on their way while the tables are filled.
@@ -78,7 +87,7 @@ __global__ void __launch_bounds__(kGemvThreads)
   float sums[kRows][kTokens] = {};
   for (std::int64_t begin = 0; begin < op.k; begin += tile) {
     __syncthreads();
-    StageX<kTokens>(op, begin, tile, staged);
+    StageX<kTokens>(op, first_token, begin, tile, staged);
     __syncthreads();
     const std::int64_t end = min(op.k, begin + tile);
 #pragma unroll 1
@@ -122,26 +131,29 @@ __global__ void __launch_bounds__(kGemvThreads)
       }
     }
   }
-  FinishRowsOfWarp(op, first_row, sums);
+  FinishRowsOfWarp(op, first_token, first_row, sums);
 }
 
 template <int kRows, int kTokens>
 absl::Status LaunchKernel(Stream& stream, const GemvOperands& op, const Quant4Operand& w) {
   const int tile = StagedColumns(op.k, kTokens, kStep);
+  const std::int64_t token_blocks = CeilDiv(op.tokens, kTokens);
   LaunchShape shape;
-  shape.grid = dim3(static_cast<unsigned>(CeilDiv(op.n, kGemvWarps * kRows)));
+  shape.grid = dim3(static_cast<unsigned>(CeilDiv(op.n, kGemvWarps * kRows) * token_blocks));
   shape.block = dim3(kGemvThreads);
   shape.dynamic_shared_bytes = kTableBytes + kMapBytes + std::int64_t{4} * kTokens * tile;
-  return Launch(stream, shape, Quant4GemvKernel<kRows, kTokens>, op, w, tile);
+  return Launch(stream, shape, Quant4GemvKernel<kRows, kTokens>, op, w, tile, static_cast<int>(token_blocks));
 }
 
 template <int kTokens>
 absl::Status LaunchForRows(Stream& stream, const GemvOperands& op, const Quant4Operand& w) {
-  // Several rows share x and the filling of tables, but every multiprocessor should have work.
-  constexpr int kRows = 4;
-  if (4 * CeilDiv(op.n, kGemvWarps * kRows) >= 3 * stream.num_multiprocessors) {
-    return LaunchKernel<kRows, kTokens>(stream, op, w);
-  }
+  // Several rows share x and the filling of tables, but multiprocessors should have more than one block each.
+  const auto fills_device = [&](std::int64_t rows) {
+    const std::int64_t blocks = CeilDiv(op.n, kGemvWarps * rows) * CeilDiv(op.tokens, kTokens);
+    return 2 * blocks >= 3 * static_cast<std::int64_t>(stream.num_multiprocessors);
+  };
+  if (fills_device(4)) return LaunchKernel<4, kTokens>(stream, op, w);
+  if (fills_device(2)) return LaunchKernel<2, kTokens>(stream, op, w);
   return LaunchKernel<1, kTokens>(stream, op, w);
 }
 
@@ -155,9 +167,8 @@ absl::Status LaunchQuant4Gemv(Stream& stream, const GemvOperands& op, const Quan
   const Quant4Operand operand = MakeQuant4Operand(w);
   if (op.tokens <= 1) return LaunchForRows<1>(stream, op, operand);
   if (op.tokens <= 2) return LaunchForRows<2>(stream, op, operand);
-  if (op.tokens <= 4) return LaunchForRows<4>(stream, op, operand);
-  static_assert(kMaxFewTokens == 8);
-  return LaunchForRows<8>(stream, op, operand);
+  // Eight at once would leave a multiprocessor registers for one block.
+  return LaunchForRows<4>(stream, op, operand);
 }
 
 }  // namespace cuda
