@@ -2,7 +2,8 @@
 //
 // Types     x and y f32, bf16 or f16 in any mix. Products are made by tensor cores with factors in bf16 (f16 if x or a
 //           dense weight is f16) and sums in float32; x and 4-bit weights are rounded to that type where they are not
-//           of it. A dense f32 weight (side network) makes products in float32, or TF32 if the stream allows it.
+//           of it. A dense f32 weight (side network) makes products in float32, or TF32 if the stream allows it; with x
+//           of a half type and few outputs always as exact as in float32 (gemm/skinny.cuh).
 //           Gradients of x have factors in bf16 whatever half type the weight has: many are too small for f16.
 // Bits      A token's result depends on that token alone within each of two ways: up to kMaxFewTokens tokens
 // (generation:
