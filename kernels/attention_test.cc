@@ -213,6 +213,47 @@ TEST_P(AttentionTest, BackwardMatchesReference) {
   }
 }
 
+// Every width that tensor cores pad, with lengths that are no multiples of anything.
+TEST_P(AttentionTest, NarrowWidthsMatchReference) {
+  const Indices offsets = {0, 13, 14, 147};
+  for (std::int64_t width = 1; width <= 16; ++width) {
+    SCOPED_TRACE(width);
+    const AttentionShape shape = Shape(2, 1, width);
+    const Operands x(shape, offsets.back(), offsets.back(), 32);
+    const AttentionResult expected = ReferenceAttention(shape, x.q, x.k, x.v, offsets, offsets);
+    const Forward forward(Context(), shape, x.q, x.k, x.v, offsets, offsets);
+    QST_ASSERT_OK(forward.status);
+    EXPECT_TRUE(IsClose(forward.out, expected.out, 4.0 * Tolerance(width)));
+    EXPECT_TRUE(IsClose(forward.log_sum_exp, expected.log_sum_exp, Tolerance(width)));
+    const AttentionGrads grads = ReferenceAttentionBackward(shape, x.grad_out, x.q, x.k, x.v, offsets);
+    const Backward backward(Context(), shape, x, offsets);
+    QST_ASSERT_OK(backward.status);
+    const double tolerance = 8.0 * Tolerance(width + 133);
+    EXPECT_TRUE(IsClose(backward.q, grads.q, tolerance));
+    EXPECT_TRUE(IsClose(backward.k, grads.k, tolerance));
+    EXPECT_TRUE(IsClose(backward.v, grads.v, tolerance));
+  }
+}
+
+// Products of two TF32 factors alone would be wrong by 1e-3.
+TEST_P(AttentionTest, LongNarrowSequencesAreAsExactAsFloat32) {
+  const AttentionShape shape = Shape(1, 1, 8);
+  constexpr std::int32_t kLength = 2048;
+  const Indices offsets = {0, kLength};
+  const Operands x(shape, kLength, kLength, 33);
+  const AttentionResult expected = ReferenceAttention(shape, x.q, x.k, x.v, offsets, offsets);
+  const Forward forward(Context(), shape, x.q, x.k, x.v, offsets, offsets);
+  QST_ASSERT_OK(forward.status);
+  EXPECT_TRUE(IsClose(forward.out, expected.out, 4.0 * Tolerance(shape.head_dim)));
+  EXPECT_TRUE(IsClose(forward.log_sum_exp, expected.log_sum_exp, Tolerance(shape.head_dim)));
+  const AttentionGrads grads = ReferenceAttentionBackward(shape, x.grad_out, x.q, x.k, x.v, offsets);
+  const Backward backward(Context(), shape, x, offsets);
+  QST_ASSERT_OK(backward.status);
+  EXPECT_TRUE(IsClose(backward.q, grads.q, 8.0 * Tolerance(kLength)));
+  EXPECT_TRUE(IsClose(backward.k, grads.k, 8.0 * Tolerance(kLength)));
+  EXPECT_TRUE(IsClose(backward.v, grads.v, 8.0 * Tolerance(kLength)));
+}
+
 TEST_P(AttentionTest, LongSequenceBackwardMatchesReference) {
   const AttentionShape shape = Shape(2, 1, 4);
   const Indices offsets = {0, 300};
@@ -256,30 +297,41 @@ TEST_P(AttentionTest, ThreadsChangeNoBit) {
   }
 }
 
+// Rows of each sequence have the same bits alone as in the batch, forward and backward.
+void ExpectTheBitsOfSequencesAlone(OpContext ctx, const AttentionShape& shape, const Indices& offsets) {
+  SCOPED_TRACE(::testing::Message() << shape.num_heads << "/" << shape.num_kv_heads << " x " << shape.head_dim);
+  const Operands x(shape, offsets.back(), offsets.back(), 16);
+  const Forward forward(ctx, shape, x.q, x.k, x.v, offsets, offsets);
+  const Backward backward(ctx, shape, x, offsets);
+  for (std::size_t s = 0; s + 1 < offsets.size(); ++s) {
+    const std::int64_t begin = offsets[s];
+    const std::int64_t end = offsets[s + 1];
+    Operands alone(shape, 0, 0, 1);
+    alone.q = RowsOf(x.q, begin, end);
+    alone.k = RowsOf(x.k, begin, end);
+    alone.v = RowsOf(x.v, begin, end);
+    alone.grad_out = RowsOf(x.grad_out, begin, end);
+    const Indices own = {0, static_cast<std::int32_t>(end - begin)};
+    const Forward f(ctx, shape, alone.q, alone.k, alone.v, own, own);
+    QST_ASSERT_OK(f.status);
+    EXPECT_EQ(f.out.Bits(), forward.out.Bits(begin, end));
+    EXPECT_EQ(f.log_sum_exp.Bits(), forward.log_sum_exp.Bits(begin, end));
+    const Backward b(ctx, shape, alone, own);
+    QST_ASSERT_OK(b.status);
+    EXPECT_EQ(b.q.Bits(), backward.q.Bits(begin, end));
+    EXPECT_EQ(b.k.Bits(), backward.k.Bits(begin, end));
+    EXPECT_EQ(b.v.Bits(), backward.v.Bits(begin, end));
+  }
+}
+
 TEST_P(AttentionTest, OtherSequencesChangeNoBit) {
-  for (const AttentionShape& shape : Shapes()) {
-    const Indices offsets = RaggedOffsets();
-    const Operands x(shape, offsets.back(), offsets.back(), 16);
-    const Forward forward(Context(), shape, x.q, x.k, x.v, offsets, offsets);
-    const Backward backward(Context(), shape, x, offsets);
-    for (std::size_t s = 0; s + 1 < offsets.size(); ++s) {
-      const std::int64_t begin = offsets[s];
-      const std::int64_t end = offsets[s + 1];
-      Operands alone(shape, 0, 0, 1);
-      alone.q = RowsOf(x.q, begin, end);
-      alone.k = RowsOf(x.k, begin, end);
-      alone.v = RowsOf(x.v, begin, end);
-      alone.grad_out = RowsOf(x.grad_out, begin, end);
-      const Indices own = {0, static_cast<std::int32_t>(end - begin)};
-      const Forward f(Context(), shape, alone.q, alone.k, alone.v, own, own);
-      QST_ASSERT_OK(f.status);
-      EXPECT_EQ(f.out.Bits(), forward.out.Bits(begin, end));
-      const Backward b(Context(), shape, alone, own);
-      QST_ASSERT_OK(b.status);
-      EXPECT_EQ(b.q.Bits(), backward.q.Bits(begin, end));
-      EXPECT_EQ(b.k.Bits(), backward.k.Bits(begin, end));
-      EXPECT_EQ(b.v.Bits(), backward.v.Bits(begin, end));
-    }
+  for (const AttentionShape& shape : Shapes()) ExpectTheBitsOfSequencesAlone(Context(), shape, RaggedOffsets());
+}
+
+// Narrow heads in several tiles of keys and blocks of rows.
+TEST_P(AttentionTest, OtherSequencesChangeNoBitOfLongNarrowOnes) {
+  for (const AttentionShape& shape : {Shape(4, 2, 8), Shape(1, 1, 13)}) {
+    ExpectTheBitsOfSequencesAlone(Context(), shape, {0, 150, 151, 291});
   }
 }
 
@@ -304,6 +356,25 @@ TEST_P(AttentionTest, DecodingOneByOneGivesThePrefillsBits) {
   }
 }
 
+// The rows of a sequence cut elsewhere: other rows of a block, other tiles of which they see a part.
+TEST_P(AttentionTest, LongNarrowSequencesInTwoPartsHaveTheSameBits) {
+  for (AttentionShape shape : {Shape(2, 1, 8), Shape(1, 1, 11)}) {
+    constexpr std::int32_t kLength = 230;
+    const Operands x(shape, kLength, kLength, 35);
+    for (const std::int64_t window : {0, 50}) {
+      shape.window = window;
+      const Forward prefill(Context(), shape, x.q, x.k, x.v, {0, kLength}, {0, kLength});
+      QST_ASSERT_OK(prefill.status);
+      for (const std::int32_t begin : {1, 77, 229}) {
+        const Forward part(Context(), shape, RowsOf(x.q, begin, kLength), x.k, x.v, {0, kLength - begin}, {0, kLength});
+        QST_ASSERT_OK(part.status);
+        EXPECT_EQ(part.out.Bits(), prefill.out.Bits(begin, kLength)) << "from " << begin << ", window " << window;
+        EXPECT_EQ(part.log_sum_exp.Bits(), prefill.log_sum_exp.Bits(begin, kLength)) << "from " << begin;
+      }
+    }
+  }
+}
+
 TEST_P(AttentionTest, KeysFromTheFutureAreNeverRead) {
   for (const AttentionShape& shape : Shapes()) {
     constexpr std::int32_t kLength = 90;
@@ -321,6 +392,42 @@ TEST_P(AttentionTest, KeysFromTheFutureAreNeverRead) {
     EXPECT_EQ(poisoned.out.Bits(0, kCut), clean.out.Bits(0, kCut));
     for (std::int64_t i = kCut; i < kLength; ++i) {
       for (const double value : RowsOf(poisoned.out.ToDouble(), i, i + 1).values) EXPECT_TRUE(std::isnan(value));
+    }
+  }
+}
+
+// Backward too: what a query does not see has no part in its gradient, nor has a query in those of later keys.
+TEST_P(AttentionTest, GradientsKeepInfinitiesOfTheUnseenOut) {
+  if (!IsCuda()) GTEST_SKIP() << "AVX2 kernels multiply them by a weight of 0";
+  for (const AttentionShape& shape : {Shape(6, 2, 8), Shape(2, 2, 13), Shape(3, 3, 17)}) {
+    SCOPED_TRACE(::testing::Message() << shape.num_heads << "/" << shape.num_kv_heads << " x " << shape.head_dim);
+    constexpr std::int32_t kLength = 90;
+    constexpr std::int64_t kCut = 41;
+    const Indices whole = {0, kLength};
+    const Operands clean(shape, kLength, kLength, 34);
+    const Backward expected(Context(), shape, clean, whole);
+    const auto poison = [](DMatrix& m, std::int64_t begin, std::int64_t end, double value) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        for (std::int64_t j = 0; j < m.cols; ++j) m.at(i, j) = value;
+      }
+    };
+    Operands keys = clean;
+    poison(keys.k, kCut, kLength, std::numeric_limits<double>::quiet_NaN());
+    poison(keys.v, kCut, kLength, std::numeric_limits<double>::infinity());
+    const Backward by_keys(Context(), shape, keys, whole);
+    QST_ASSERT_OK(by_keys.status);
+    EXPECT_EQ(by_keys.q.Bits(0, kCut), expected.q.Bits(0, kCut));
+    Operands queries = clean;
+    poison(queries.q, 0, kCut, std::numeric_limits<double>::quiet_NaN());
+    poison(queries.grad_out, 0, kCut, std::numeric_limits<double>::infinity());
+    const Backward by_queries(Context(), shape, queries, whole);
+    QST_ASSERT_OK(by_queries.status);
+    EXPECT_EQ(by_queries.k.Bits(kCut, kLength), expected.k.Bits(kCut, kLength));
+    EXPECT_EQ(by_queries.v.Bits(kCut, kLength), expected.v.Bits(kCut, kLength));
+    // Those that see one do not hide it.
+    for (const double value : RowsOf(by_keys.q.ToDouble(), kCut, kLength).values) EXPECT_FALSE(std::isfinite(value));
+    for (const TestMatrix* const grad : {&by_queries.k, &by_queries.v}) {
+      for (const double value : RowsOf(grad->ToDouble(), 0, kCut).values) EXPECT_FALSE(std::isfinite(value));
     }
   }
 }

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/attention_kernels.h"
+#include "kernels/cuda/attention_parameters.cuh"
 #include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/numeric.cuh"
 #include "kernels/cuda/stream.cuh"
@@ -19,20 +20,6 @@ namespace {
 constexpr int kRows = 4;  // of a block: one a warp
 constexpr int kThreads = kRows * kWarpSize;
 constexpr int kBlocks = 4;  // on a multiprocessor at a time, at least: no registers are spilled
-
-struct GenericParameters {
-  AnyMatrix q, k, v, out, grad_out, grad_q, grad_k, grad_v;
-  const std::int32_t* q_offsets;
-  const std::int32_t* k_offsets;
-  int num_sequences;
-  int num_heads;
-  int group;  // query heads a key head
-  int width;
-  float scale;
-  int window;          // keys that a row sees, 0: all before it
-  float* log_sum_exp;  // [T, num_heads]
-  const float* read_log_sum_exp;
-};
 
 // A row's vector of a head; lane l has channels l, l + 32, ... Channels from `width` on are zero.
 template <int E>
@@ -82,7 +69,7 @@ struct RowPlace {
   int num_queries, num_keys;
 };
 
-__device__ __forceinline__ RowPlace FindRow(const GenericParameters& p) {
+__device__ __forceinline__ RowPlace FindRow(const AttentionParameters& p) {
   const Tile tile = FindTile(p.q_offsets, p.num_sequences, 1, kRows, blockIdx.x);
   RowPlace place;
   place.row = static_cast<int>(tile.first_row) + threadIdx.x / kWarpSize;
@@ -95,7 +82,7 @@ __device__ __forceinline__ RowPlace FindRow(const GenericParameters& p) {
 }
 
 template <int E>
-__global__ void __launch_bounds__(kThreads, kBlocks) GenericForwardKernel(GenericParameters p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) GenericForwardKernel(AttentionParameters p) {
   const RowPlace place = FindRow(p);
   if (!place.is_row) return;  // The whole warp.
   const int head = blockIdx.y;
@@ -130,7 +117,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) GenericForwardKernel(Generi
 
 // The formulas of backward are those of attention_narrow.cu.
 template <int E>
-__global__ void __launch_bounds__(kThreads, kBlocks) GenericGradQueryKernel(GenericParameters p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) GenericGradQueryKernel(AttentionParameters p) {
   const RowPlace place = FindRow(p);
   if (!place.is_row) return;
   const int head = blockIdx.y;
@@ -154,7 +141,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) GenericGradQueryKernel(Gene
 }
 
 template <int E>
-__global__ void __launch_bounds__(kThreads, kBlocks) GenericGradKeyKernel(GenericParameters p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) GenericGradKeyKernel(AttentionParameters p) {
   const RowPlace place = FindRow(p);
   if (!place.is_row) return;
   const int kv_head = blockIdx.y;
@@ -180,34 +167,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks) GenericGradKeyKernel(Generi
   grad_v.Store(p.grad_v, token, kv_head, p.width, 1.0f);
 }
 
-GenericParameters CommonParameters(const AttentionShape& shape, const ConstMatrixView& q, const ConstMatrixView& k,
-                                   const ConstMatrixView& v, const SequenceOffsets& q_offsets,
-                                   const SequenceOffsets& k_offsets) {
-  GenericParameters p = {};
-  p.q = MakeAnyMatrix(q, shape.head_dim);
-  p.k = MakeAnyMatrix(k, shape.head_dim);
-  p.v = MakeAnyMatrix(v, shape.head_dim);
-  p.q_offsets = q_offsets.offsets;
-  p.k_offsets = k_offsets.offsets;
-  p.num_sequences = static_cast<int>(q_offsets.num);
-  p.num_heads = static_cast<int>(shape.num_heads);
-  p.group = static_cast<int>(shape.num_heads / shape.num_kv_heads);
-  p.width = static_cast<int>(shape.head_dim);
-  p.scale = shape.scale;
-  p.window = WindowOf(shape);
-  return p;
-}
-
 LaunchShape ShapeFor(std::int64_t num_tokens, std::int64_t num_sequences, std::int64_t heads) {
-  LaunchShape shape;
-  shape.grid =
-      dim3(static_cast<unsigned>(NumTileSlots(num_tokens, 1, kRows, num_sequences)), static_cast<unsigned>(heads));
-  shape.block = dim3(kThreads);
-  return shape;
+  return TileShape(num_tokens, num_sequences, heads, kRows, kThreads);
 }
 
 template <int E>
-absl::Status LaunchBackward(Stream& stream, const AttentionBackwardOperands& x, const GenericParameters& p) {
+absl::Status LaunchBackward(Stream& stream, const AttentionBackwardOperands& x, const AttentionParameters& p) {
   QST_RETURN_IF_ERROR(
       Launch(stream, ShapeFor(x.q.rows, x.offsets.num, x.shape.num_heads), GenericGradQueryKernel<E>, p));
   return Launch(stream, ShapeFor(x.q.rows, x.offsets.num, x.shape.num_kv_heads), GenericGradKeyKernel<E>, p);
@@ -216,9 +181,7 @@ absl::Status LaunchBackward(Stream& stream, const AttentionBackwardOperands& x, 
 }  // namespace
 
 absl::Status GenericAttention(Stream& stream, const AttentionOperands& x) {
-  GenericParameters p = CommonParameters(x.shape, x.q, x.k, x.v, x.q_offsets, x.k_offsets);
-  p.out = MakeAnyMatrix(x.out, x.shape.head_dim);
-  p.log_sum_exp = x.log_sum_exp;
+  const AttentionParameters p = ForwardParameters(x);
   const LaunchShape shape = ShapeFor(x.q.rows, x.q_offsets.num, x.shape.num_heads);
   if (p.width <= 32) return Launch(stream, shape, GenericForwardKernel<1>, p);
   if (p.width <= 64) return Launch(stream, shape, GenericForwardKernel<2>, p);
@@ -227,13 +190,7 @@ absl::Status GenericAttention(Stream& stream, const AttentionOperands& x) {
 }
 
 absl::Status GenericAttentionBackward(Stream& stream, const AttentionBackwardOperands& x) {
-  GenericParameters p = CommonParameters(x.shape, x.q, x.k, x.v, x.offsets, x.offsets);
-  p.out = MakeAnyMatrix(x.out, x.shape.head_dim);
-  p.grad_out = MakeAnyMatrix(x.grad_out, x.shape.head_dim);
-  p.grad_q = MakeAnyMatrix(x.grad_q, x.shape.head_dim);
-  p.grad_k = MakeAnyMatrix(x.grad_k, x.shape.head_dim);
-  p.grad_v = MakeAnyMatrix(x.grad_v, x.shape.head_dim);
-  p.read_log_sum_exp = x.log_sum_exp;
+  const AttentionParameters p = BackwardParameters(x);
   if (p.width <= 32) return LaunchBackward<1>(stream, x, p);
   if (p.width <= 64) return LaunchBackward<2>(stream, x, p);
   if (p.width <= 128) return LaunchBackward<4>(stream, x, p);
