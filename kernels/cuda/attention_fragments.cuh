@@ -161,9 +161,9 @@ struct WeightFragment {
 template <typename Sees>
 __device__ __forceinline__ void HideNonFinite(uint4& b, float (&sum)[4], const Sees& sees) {
   const auto is_bad = [](std::uint32_t x) { return (x & 0x7f800000u) == 0x7f800000u; };
+  if (!__any_sync(kAllLanes, is_bad(b.x) || is_bad(b.y))) return;
   const unsigned bad_even = __ballot_sync(kAllLanes, is_bad(b.x));
   const unsigned bad_odd = __ballot_sync(kAllLanes, is_bad(b.y));
-  if ((bad_even | bad_odd) == 0) return;
     // Rare: as few registers as may be. Four lanes have a channel's elements, two each.
 #pragma unroll 1
   for (int j = 0; j < 4; ++j) {

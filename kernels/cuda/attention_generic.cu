@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) GenericForwardKernel(Attent
   }
 }
 
-// The formulas of backward are those of attention_narrow.cu.
+// The formulas of backward are those of attention_narrow_backward.cu.
 template <int E>
 __global__ void __launch_bounds__(kThreads, kBlocks) GenericGradQueryKernel(AttentionParameters p) {
   const RowPlace place = FindRow(p);

@@ -40,7 +40,7 @@ struct AttentionBackwardOperands {
 constexpr std::int64_t kMaxNarrowWidth = 16;
 constexpr std::int64_t kMaxHeadWidth = 256;
 
-// Heads of the side network, up to kMaxNarrowWidth: the vectors of a head in registers.
+// Heads of the side network, up to kMaxNarrowWidth: tensor cores, as exact as float32. Operands of any float type.
 absl::Status NarrowAttention(Stream& stream, const AttentionOperands& x);
 absl::Status NarrowAttentionBackward(Stream& stream, const AttentionBackwardOperands& x);
 

@@ -51,9 +51,10 @@ struct Softmax {
     for (int h = 0; h < 2; ++h) {
       // Whether a lane of this row asks for it: other rows change none of its bits.
       const unsigned lanes_of_row = 15u << (threadIdx.x % kWarpSize / 4 * 4);
-      const float new_shift = RowMax(largest[h]);
-      if (((h == 0 ? first : second) & lanes_of_row) == 0) continue;
-      const float factor = Exp2(shift[h] - new_shift);
+      const bool is_raised = ((h == 0 ? first : second) & lanes_of_row) != 0;
+      const float row_max = RowMax(largest[h]);
+      const float new_shift = is_raised ? row_max : shift[h];
+      const float factor = is_raised ? Exp2(shift[h] - new_shift) : 1.0f;
       shift[h] = new_shift;
       sum[h] = __fmul_rn(sum[h], factor);
       values.ScaleRow(h, factor);

@@ -39,16 +39,16 @@ struct GradQueryTile {
 #pragma unroll kUnroll
     for (int n = 0; n < kSplitSteps; ++n) {
       if (kIsPartial && n >= end_step) break;
-      float x[4];
-      float grad_weight[4];
-      MultiplyRows<true>(q, k_rows.lanes[n], x);
-      MultiplyRows<false>(grad, v_rows.lanes[n], grad_weight);
+      float score[4];
+      float grad_score[4];
+      MultiplyRows<true>(q, k_rows.lanes[n], score);
+      MultiplyRows<false>(grad, v_rows.lanes[n], grad_score);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        x[i] = Exp2(x[i] - lse_log2[i / 2]) * (grad_weight[i] - dot[i / 2]);
-        if (kIsPartial && 8 * n + place.column + i % 2 > last + i / 2 * 8) x[i] = 0.0f;
+        grad_score[i] = Exp2(score[i] - lse_log2[i / 2]) * (grad_score[i] - dot[i / 2]);
+        if (kIsPartial && 8 * n + place.column + i % 2 > last + i / 2 * 8) grad_score[i] = 0.0f;
       }
-      sum.template Add<kIsPartial>(WeightFragment(x), k_columns.lanes[n],
+      sum.template Add<kIsPartial>(WeightFragment(grad_score), k_columns.lanes[n],
                                    [&](int h, int j) { return 8 * n + j <= last + 8 * h; });
     }
     sum.Flush();
@@ -145,21 +145,22 @@ struct GradKeyTile {
 #pragma unroll kUnroll
     for (int n = 0; n < kSplitSteps; ++n) {
       if (kIsPartial && n < begin_step) continue;
-      float x[4];
-      float grad_weight[4];
-      MultiplyRows<true>(k, q_rows.lanes[n], x);
-      MultiplyRows<false>(v, grad_rows.lanes[n], grad_weight);
       const float2 lse = *reinterpret_cast<const float2*>(&lse_log2[8 * n + place.column]);
       const float2 dots = *reinterpret_cast<const float2*>(&dot[8 * n + place.column]);
+      const auto is_seen = [&](int i) { return !kIsPartial || 8 * n + place.column + i % 2 >= first + i / 2 * 8; };
+      const auto sees = [&](int h, int j) { return 8 * n + j >= first + 8 * h; };
+      float weight[4];
+      MultiplyRows<true>(k, q_rows.lanes[n], weight);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) weight[i] = is_seen(i) ? Exp2(weight[i] - (i % 2 == 0 ? lse.x : lse.y)) : 0.0f;
+      v_sum.template Add<kIsPartial>(WeightFragment(weight), grad_columns.lanes[n], sees);
+      float grad_score[4];
+      MultiplyRows<false>(v, grad_rows.lanes[n], grad_score);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const bool is_seen = !kIsPartial || 8 * n + place.column + i % 2 >= first + i / 2 * 8;
-        x[i] = is_seen ? Exp2(x[i] - (i % 2 == 0 ? lse.x : lse.y)) : 0.0f;
-        grad_weight[i] = is_seen ? x[i] * (grad_weight[i] - (i % 2 == 0 ? dots.x : dots.y)) : 0.0f;
+        grad_score[i] = is_seen(i) ? weight[i] * (grad_score[i] - (i % 2 == 0 ? dots.x : dots.y)) : 0.0f;
       }
-      const auto sees = [&](int h, int j) { return 8 * n + j >= first + 8 * h; };
-      v_sum.template Add<kIsPartial>(WeightFragment(x), grad_columns.lanes[n], sees);
-      k_sum.template Add<kIsPartial>(WeightFragment(grad_weight), q_columns.lanes[n], sees);
+      k_sum.template Add<kIsPartial>(WeightFragment(grad_score), q_columns.lanes[n], sees);
     }
     k_sum.Flush();
     v_sum.Flush();
@@ -191,9 +192,9 @@ __global__ void __launch_bounds__(kSplitThreads, 2) NarrowGradKeyKernel(const At
     lse = is_query ? p.read_log_sum_exp[(from + static_cast<int>(threadIdx.x)) * p.num_heads + head] : INFINITY;
     dot = is_query ? p.grad_dot[(from + static_cast<int>(threadIdx.x)) * p.num_heads + head] : 0.0f;
   };
-  // The first query that sees a key of this block is the one of its first row.
-  const int first_begin = place.first_row / kSplitRows * kSplitRows;
-  if (kFetchesAhead<S>) fetch(kv_head * p.group, first_begin);
+  // The first query that sees a key of this block is the one of its first row, which begins a tile.
+  static_assert(kNarrowRows % kSplitRows == 0);
+  if (kFetchesAhead<S>) fetch(kv_head * p.group, place.first_row);
   RowFragments<S> k;
   RowFragments<S> v;
   {
@@ -208,7 +209,7 @@ __global__ void __launch_bounds__(kSplitThreads, 2) NarrowGradKeyKernel(const At
   const bool has_rows = place.warp_row < length;
   const int end_head = (kv_head + 1) * p.group;
   for (int head = kv_head * p.group; head < end_head; ++head) {
-    for (int begin = first_begin; begin < length; begin += kSplitRows) {
+    for (int begin = place.first_row; begin < length; begin += kSplitRows) {
       __syncthreads();
       if (!kFetchesAhead<S>) fetch(head, begin);
       Scale<S>(p.scale * kLog2E, q_rows);
@@ -221,11 +222,12 @@ __global__ void __launch_bounds__(kSplitThreads, 2) NarrowGradKeyKernel(const At
         tile.dot[threadIdx.x] = dot;
       }
       __syncthreads();
-      if (!kFetchesAhead<S>) {
-      } else if (begin + kSplitRows < length) {
-        fetch(head, begin + kSplitRows);
-      } else if (head + 1 < end_head) {
-        fetch(head + 1, first_begin);
+      if (kFetchesAhead<S>) {
+        if (begin + kSplitRows < length) {
+          fetch(head, begin + kSplitRows);
+        } else if (head + 1 < end_head) {
+          fetch(head + 1, place.first_row);
+        }
       }
       if (!has_rows || place.warp_row >= begin + kSplitRows) continue;
       const int first = place.warp_row + place.row - begin;

@@ -1,8 +1,8 @@
 // Speed of attention on a GPU: the backbone's, on tensor cores, and the side network's with its narrow heads, forward
 // and backward. Prints a line of JSON for each: value is TFLOP/s of the products that a causal mask leaves (backward:
 // five products where forward has two), ratio that by a plain bf16 product of the same run. The side network computes
-// in float32 outside the tensor cores, so its ratio says how far it is from costing nothing, not how good the kernel
-// is.
+// in float32's accuracy, with three or four TF32 products for one, and an exponential for every 32 operations: its
+// ratio says how far it is from costing nothing, not how good the kernel is.
 //
 //   bazel run --config=cuda //tests/bench:cuda_attention_bench
 //
