@@ -4,6 +4,7 @@
 #define QST_KERNELS_CUDA_VECTOR_CUH_
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "kernels/cuda/numeric.cuh"
@@ -47,13 +48,53 @@ __device__ __forceinline__ void Load(const T* from, std::int64_t count, float (&
   for (int i = 0; i < kCount; ++i) to[i] = ToFloat(pack.values[i]);
 }
 
+// One store of 16 or 8 bytes. Written as an assignment it is often split again, where another path stores elements.
+__device__ __forceinline__ void StoreWords(void* to, unsigned a, unsigned b, unsigned c, unsigned d) {
+#ifdef QST_CUDA_SHIM
+  *static_cast<uint4*>(to) = make_uint4(a, b, c, d);
+#else
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(a), "r"(b), "r"(c),
+               "r"(d)
+               : "memory");
+#endif
+}
+__device__ __forceinline__ void StoreWords(void* to, unsigned a, unsigned b) {
+#ifdef QST_CUDA_SHIM
+  *static_cast<uint2*>(to) = make_uint2(a, b);
+#else
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(a), "r"(b) : "memory");
+#endif
+}
+
+// A pack in global memory, aligned as Pack is.
+template <typename T, int kCount>
+__device__ __forceinline__ void StorePack(const Pack<T, kCount>& pack, T* to) {
+  constexpr int kBytes = static_cast<int>(sizeof(T)) * kCount;
+  if constexpr (kBytes % 8 == 0) {
+    unsigned words[kBytes / 4];
+    memcpy(words, pack.values, kBytes);
+    char* const bytes = reinterpret_cast<char*>(to);
+    if constexpr (kBytes % 16 == 0) {
+#pragma unroll
+      for (int i = 0; i < kBytes / 16; ++i) {
+        StoreWords(bytes + 16 * i, words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kBytes / 8; ++i) StoreWords(bytes + 8 * i, words[2 * i], words[2 * i + 1]);
+    }
+  } else {
+    *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
+  }
+}
+
 template <bool kWide, int kCount, typename T>
 __device__ __forceinline__ void Store(const float (&from)[kCount], std::int64_t count, T* to) {
   Pack<T, kCount> pack;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) pack.values[i] = FromFloat<T>(from[i]);
   if constexpr (kWide) {
-    if (count > 0) *reinterpret_cast<Pack<T, kCount>*>(to) = pack;
+    if (count > 0) StorePack(pack, to);
   } else {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
