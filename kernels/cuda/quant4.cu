@@ -50,18 +50,35 @@ template <typename Out>
 __global__ void __launch_bounds__(kThreads)
     DequantizeFlatKernel(Quant4Operand w, std::int64_t begin, std::int64_t num_words, Out* out) {
   __shared__ float table[16][kWarpSize];
-  FillTable(w, table);
   const unsigned* const words = reinterpret_cast<const unsigned*>(w.view.packed + begin / 2);
   const int lane = threadIdx.x % kWarpSize;
   const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kBlockWords + threadIdx.x;
+  // All loads of a step are on their way before the next step waits for them. Beyond the end the last word stands in.
   unsigned codes[kWordsPerThread];
+  std::int64_t blocks[kWordsPerThread];
   float absmax[kWordsPerThread];
 #pragma unroll
   for (int i = 0; i < kWordsPerThread; ++i) {
-    const std::int64_t word = first + i * kThreads;
-    if (word >= num_words) break;
+    const std::int64_t word = min(first + i * kThreads, num_words - 1);
     codes[i] = __ldcs(words + word);
-    absmax[i] = BlockAbsmax(w, BlockOfElement(w, begin + word * kWordElems));
+    blocks[i] = BlockOfElement(w, begin + word * kWordElems);
+  }
+  if (w.view.absmax_codes == nullptr) {
+#pragma unroll
+    for (int i = 0; i < kWordsPerThread; ++i) absmax[i] = __ldg(w.view.absmax + blocks[i]);
+    FillTable(w, table);
+  } else {
+    int absmax_codes[kWordsPerThread];
+#pragma unroll
+    for (int i = 0; i < kWordsPerThread; ++i) {
+      absmax_codes[i] = __ldg(w.view.absmax_codes + blocks[i]);
+      absmax[i] = __ldg(w.view.nested_absmax + (blocks[i] >> w.nested_shift));
+    }
+    FillTable(w, table);
+#pragma unroll
+    for (int i = 0; i < kWordsPerThread; ++i) {
+      absmax[i] = UnnestAbsmax(__ldg(w.view.nested_map + absmax_codes[i]), absmax[i], w.view.nested_offset);
+    }
   }
 #pragma unroll
   for (int i = 0; i < kWordsPerThread; ++i) {
