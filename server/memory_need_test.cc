@@ -59,6 +59,43 @@ TEST(MemoryNeedTest, A7BModelNeedsLessThanThePapersPyTorchImplementation) {
   EXPECT_LT(all, 7'300 * kMegabyte);
 }
 
+v1::Model Llama70B() {
+  v1::Model model = Llama7B();
+  model.set_num_layers(80);
+  model.set_hidden_size(8192);
+  model.set_intermediate_size(28672);
+  model.set_num_heads(64);
+  model.set_num_kv_heads(8);
+  model.set_layer_bytes(441'500'000);
+  model.set_embedding_bytes(524'288'000);
+  model.set_head_bytes(524'320'768);
+  return model;
+}
+
+// The plan is an upper bound, and a close one, of what a GPU was seen to take: tests/bench/results/2026-11-26-gpu.md.
+TEST(MemoryNeedTest, PlansAreALittleAboveWhatWasMeasuredOnAGpu) {
+  const struct {
+    v1::Model model;
+    std::uint64_t pass_tokens, micro_batch_tokens, measured_megabytes;
+  } cases[] = {
+      {Llama7B(), 768, 384, 5224},    {Llama7B(), 1024, 1024, 5776}, {Llama7B(), 4096, 2048, 8374},
+      {Llama7B(), 8192, 8192, 14240}, {Llama70B(), 384, 384, 43248}, {Llama70B(), 768, 384, 44141},
+  };
+  for (const auto& c : cases) {
+    v1::JobSpec spec = Spec();
+    spec.mutable_train()->set_backbone_batch_tokens(c.pass_tokens);
+    spec.mutable_train()->set_micro_batch_tokens(c.micro_batch_tokens);
+    spec.mutable_train()->set_max_passes_in_flight(2);
+    const MemoryNeed need(c.model, LoadOfTraining(spec), v1::DEVICE_KIND_CUDA);
+    const double planned = static_cast<double>(need.StageBytes(0, c.model.num_layers()) + need.SideBytes());
+    const double ratio = planned / (static_cast<double>(c.measured_megabytes) * kMegabyte);
+    SCOPED_TRACE(testing::Message() << c.model.num_layers() << " layers, passes of " << c.pass_tokens << ": planned "
+                                    << planned / 1e9 << " GB, measured " << c.measured_megabytes / 1e3 << " GB");
+    EXPECT_GE(ratio, 1.0);
+    EXPECT_LE(ratio, 1.1);
+  }
+}
+
 TEST(MemoryNeedTest, TheSideNetworkGrowsWithItsBatchWireTypeAndPassesInFlight) {
   v1::JobSpec spec = Spec();
   const std::uint64_t before = TrainingNeed(spec).SideBytes();

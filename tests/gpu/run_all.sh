@@ -181,6 +181,11 @@ find_sanitizer() {
   return 1
 }
 
+# What racecheck says of kernels that are not ours: cuBLAS's for Hopper hand over by barriers that it does not see.
+only_foreign_races() {
+  ((status == 86)) && grep -q "Race reported" "$log" && ! grep -A 3 "Race reported" "$log" | grep -q "qst::"
+}
+
 run_sanitizer() {
   local sanitizer tool test filter
   sanitizer=$(find_sanitizer) || { record sanitizer compute-sanitizer skipped 0 "not installed"; return; }
@@ -191,7 +196,8 @@ run_sanitizer() {
       wait_for_slot "$jobs"
       # Calls that fail on purpose are no findings. Products of cuBLAS take racecheck long.
       { run sanitizer "$tool $test" 180 "$sanitizer" --tool "$tool" --error-exitcode 86 --report-api-errors no \
-        "./$test" --gtest_filter="$filter" --gtest_color=no && judge_gtest sanitizer "$tool $test"; } &
+        "./$test" --gtest_filter="$filter" --gtest_color=no &&
+        { [[ "$tool" != racecheck ]] || ! only_foreign_races || status=0; } && judge_gtest sanitizer "$tool $test"; } &
     done < "$root/tests/gpu_test.list"
   done
   wait
