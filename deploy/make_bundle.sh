@@ -5,7 +5,8 @@
 #
 # MANIFEST   a line for each file: kind, path or name, what to do with it (tabs between)
 # STATUS     Bazel's stable status: the commit
-# SHARED_DATA  folder with models/ (stories260K-hf, stories260K, aidreams260K) and glue/sst2, or empty: the end-to-end tests make a model of their own
+# SHARED_DATA  folder with models/ (stories260K and aidreams260K, and both with -hf) and glue/sst2, or empty: the
+#            end-to-end tests make a model of their own
 set -euo pipefail
 
 manifest=$1 status=$2 variant=$3 shared_data=$4 out=$5
@@ -66,7 +67,7 @@ done < "$manifest"
 
 if [[ -n "$shared_data" ]]; then
   mkdir -p "$root/data/models" "$root/data/glue/sst2"
-  for model in stories260K-hf stories260K aidreams260K; do cp -rL "$shared_data/models/$model" "$root/data/models/"; done
+  for model in stories260K-hf stories260K aidreams260K-hf aidreams260K; do cp -rL "$shared_data/models/$model" "$root/data/models/"; done
   for part in train dev; do head -n 300 "$shared_data/glue/sst2/$part.tsv" > "$root/data/glue/sst2/$part.tsv"; done
   chmod -R u+w "$root/data"
 fi

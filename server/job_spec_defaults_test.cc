@@ -56,6 +56,7 @@ TEST(JobSpecDefaultsTest, AnEmptySpecGetsThePapersDefaults) {
   EXPECT_TRUE(spec.train().shuffle());
   EXPECT_EQ(spec.train().wire_dtype(), v1::WIRE_DTYPE_BF16);
   EXPECT_EQ(spec.train().dtype(), v1::COMPUTE_DTYPE_BF16);
+  EXPECT_TRUE(spec.train().tf32());
   EXPECT_EQ(spec.resources().device(), v1::DEVICE_KIND_AUTO);
   EXPECT_EQ(spec.train().log_every_steps(), 1u);
   EXPECT_TRUE(spec.eval().at_start());

@@ -377,6 +377,7 @@ TEST_F(ServerDataTest, AFinishedJobsTemplateAndTypeAreThoseOfItsTraining) {
     EXPECT_EQ(data.template_(), is_jobs_own ? "custom" : name);
     EXPECT_EQ(data.custom_template().user_prefix(), is_jobs_own ? "Q: " : "");
     EXPECT_EQ(generating.plan().compute_dtype(), v1::COMPUTE_DTYPE_F32);
+    EXPECT_FALSE(generating.plan().side_tf32());
     context->TryCancel();
     EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
     for (const v1::HostPart& part : parts) worker->ReportPart(part, v1::PART_STATE_RELEASED);

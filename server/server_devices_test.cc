@@ -68,6 +68,7 @@ TEST_F(ServerDevicesTest, AJobWithoutAWishGoesToCudaWorkersAndKeepsThatChoice) {
   EXPECT_GT(side[0].plan().side_memory_bytes(), 0u);
   EXPECT_EQ(side[0].train().spec().resources().device(), v1::DEVICE_KIND_CUDA);
   EXPECT_EQ(stage[0].plan().compute_dtype(), v1::COMPUTE_DTYPE_BF16);
+  EXPECT_TRUE(side[0].plan().side_tf32());
   v1::Job job = GetJob(id);
   EXPECT_EQ(job.placement().device(), v1::DEVICE_KIND_CUDA);
   EXPECT_EQ(job.placement().data_plane(), v1::DATA_PLANE_NCCL);
@@ -95,6 +96,7 @@ TEST_F(ServerDevicesTest, AJobOnCpuWorkersLeavesCudaWorkersAlone) {
   ASSERT_EQ(cpu->AwaitParts(2).size(), 2u);
   const v1::Job job = GetJob(id);
   EXPECT_EQ(job.spec().train().dtype(), v1::COMPUTE_DTYPE_F32);
+  EXPECT_FALSE(job.spec().train().tf32());
   EXPECT_EQ(job.placement().device(), v1::DEVICE_KIND_CPU);
   EXPECT_EQ(job.placement().data_plane(), v1::DATA_PLANE_IN_PROCESS);
 }

@@ -164,7 +164,7 @@ __device__ __forceinline__ void HideNonFinite(uint4& b, float (&sum)[4], const S
   if (!__any_sync(kAllLanes, is_bad(b.x) || is_bad(b.y))) return;
   const unsigned bad_even = __ballot_sync(kAllLanes, is_bad(b.x));
   const unsigned bad_odd = __ballot_sync(kAllLanes, is_bad(b.y));
-    // Rare: as few registers as may be. Four lanes have a channel's elements, two each.
+  // Rare: as few registers as may be. Four lanes have a channel's elements, two each.
 #pragma unroll 1
   for (int j = 0; j < 4; ++j) {
 #pragma unroll

@@ -37,7 +37,7 @@ up 3
 qst model import "$work/model" --name tiny || fail "import"
 run_job bf16
 run_job f16 --set train.dtype=f16
-run_job f32 --set train.dtype=f32 --set train.tf32=false --set train.wire_dtype=f32
+run_job f32 --set train.dtype=f32 --set train.tf32=false
 
 # compare NAME MEAN WORST: differences from the CPU's curve as shares of its mean.
 compare() {

@@ -8,8 +8,8 @@
 #   --out DIR      reports, and a log for each run (default ./gpu-report)
 #   --seconds N    for all of it (default 540); what there is no time for is reported as skipped
 #   --only ...     of tests, benchmarks, peers, sanitizer, e2e
-#   --jobs N       tests, and sanitizers, that run at a time (default: a processor in two, at most 8); benchmarks and
-#                  end-to-end tests run alone
+#   --jobs N       tests, and sanitizers, that run at a time (default: a processor in two, at most 8); benchmarks run
+#                  alone, end-to-end tests beside sanitizers
 #   --match REGEX  only what has a name that matches
 #   --device KIND  what the end-to-end tests run on (default: cuda; without a GPU they are skipped)
 #
@@ -37,6 +37,8 @@ while [[ $# -gt 0 ]]; do
 done
 [[ "$seconds" =~ ^[1-9][0-9]*$ ]] || { echo "run_all.sh: --seconds $seconds is not a positive whole number" >&2; exit 2; }
 [[ "$jobs" =~ ^[1-9][0-9]*$ ]] || { echo "run_all.sh: --jobs $jobs is not a positive whole number" >&2; exit 2; }
+rc=0; [[ x =~ $match ]] 2>/dev/null || rc=$?
+((rc < 2)) || { echo "run_all.sh: --match $match is no regular expression" >&2; exit 2; }
 [[ "$device" =~ ^(|cuda|cpu)$ ]] || { echo "run_all.sh: --device $device is neither cuda nor cpu" >&2; exit 2; }
 for stage in ${only//,/ }; do
   [[ "$stage" =~ ^(tests|benchmarks|peers|sanitizer|e2e)$ ]] || { echo "run_all.sh: --only: no stage '$stage'" >&2; exit 2; }
@@ -181,9 +183,11 @@ find_sanitizer() {
   return 1
 }
 
-# What racecheck says of kernels that are not ours: cuBLAS's for Hopper hand over by barriers that it does not see.
+# A whole run in which racecheck named nothing but kernels that are not ours: cuBLAS's for Hopper hand over by barriers
+# that it does not see.
 only_foreign_races() {
-  ((status == 86)) && grep -q "Race reported" "$log" && ! grep -A 3 "Race reported" "$log" | grep -q "qst::"
+  ((status == 86)) && grep -q '^\[  PASSED  \]' "$log" && grep -q "Race reported" "$log" &&
+    ! grep -A 3 "Race reported" "$log" | grep -q "qst::"
 }
 
 run_sanitizer() {
@@ -195,7 +199,7 @@ run_sanitizer() {
       [[ "$test" == kernels/* && "$test" =~ $match ]] || continue
       wait_for_slot "$jobs"
       # Calls that fail on purpose are no findings. Products of cuBLAS take racecheck long.
-      { run sanitizer "$tool $test" 180 "$sanitizer" --tool "$tool" --error-exitcode 86 --report-api-errors no \
+      { run sanitizer "$tool $test" 180 "$sanitizer" --tool "$tool" --error-exitcode 86 --report-api-errors no --print-limit 0 \
         "./$test" --gtest_filter="$filter" --gtest_color=no &&
         { [[ "$tool" != racecheck ]] || ! only_foreign_races || status=0; } && judge_gtest sanitizer "$tool $test"; } &
     done < "$root/tests/gpu_test.list"
@@ -234,6 +238,8 @@ deadline=$all
 [[ ",$only," != *,sanitizer,* ]] || run_sanitizer &
 [[ ",$only," != *,e2e,* ]] || run_e2e
 wait
+
+[[ -s "$runs" ]] || { echo "run_all.sh: nothing matches --match $match" >&2; exit 2; }
 
 date=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 machine="$(uname -sr), $(nproc) processors"

@@ -49,9 +49,10 @@ __device__ __forceinline__ unsigned Word(const uint4& words, int i) {
   return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
 }
 
-// Blocks a multiprocessor: what is bound by latency, with one token, needs the warps; more tokens need the registers.
+// Blocks a multiprocessor, at least. One token's kernel has two without being held to it; made to leave room for three
+// it was no faster.
 template <int kTokens>
-constexpr int kBlocks = kTokens == 1 ? 3 : 2;
+constexpr int kBlocks = kTokens == 1 ? 1 : 2;
 
 // A block makes rows of kTokens tokens; the blocks of the same rows follow each other in the grid, so that they find
 // the weight in L2.
@@ -147,13 +148,15 @@ absl::Status LaunchKernel(Stream& stream, const GemvOperands& op, const Quant4Op
 
 template <int kTokens>
 absl::Status LaunchForRows(Stream& stream, const GemvOperands& op, const Quant4Operand& w) {
-  // Several rows share x and the filling of tables, but multiprocessors should have more than one block each.
+  // Several rows share x and the filling of tables, but multiprocessors should have work: with one token most of them,
+  // with more, whose blocks take longer, more than one block each.
   const auto fills_device = [&](std::int64_t rows) {
     const std::int64_t blocks = CeilDiv(op.n, kGemvWarps * rows) * CeilDiv(op.tokens, kTokens);
-    return 2 * blocks >= 3 * static_cast<std::int64_t>(stream.num_multiprocessors);
+    const std::int64_t processors = stream.num_multiprocessors;
+    return kTokens == 1 ? 4 * blocks >= 3 * processors : 2 * blocks >= 3 * processors;
   };
   if (fills_device(4)) return LaunchKernel<4, kTokens>(stream, op, w);
-  if (fills_device(2)) return LaunchKernel<2, kTokens>(stream, op, w);
+  if (kTokens > 1 && fills_device(2)) return LaunchKernel<2, kTokens>(stream, op, w);
   return LaunchKernel<1, kTokens>(stream, op, w);
 }
 

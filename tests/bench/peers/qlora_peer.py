@@ -70,6 +70,8 @@ def main():
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--forward-only", action="store_true")
     args = parser.parse_args()
+    if args.sequences % args.micro:
+        parser.error("--micro must divide --sequences")
 
     import bitsandbytes as bnb
     import peft
