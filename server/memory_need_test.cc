@@ -122,7 +122,8 @@ TEST(MemoryNeedTest, AStageOnAGpuTakesMoreInFloat32) {
   spec.mutable_train()->set_dtype(v1::COMPUTE_DTYPE_F16);
   EXPECT_EQ(stage(v1::DEVICE_KIND_CUDA), half);
   spec.mutable_train()->set_dtype(v1::COMPUTE_DTYPE_F32);
-  // Of each token: the normed input, queries and attention's result, keys and values, two rows of the feed-forward part.
+  // Of each token: the normed input, queries and attention's result, keys and values, two rows of the feed-forward
+  // part.
   EXPECT_GE(stage(v1::DEVICE_KIND_CUDA), half + std::uint64_t{1536} * 2 * (5 * 4096 + 2 * 11008));
   EXPECT_EQ(stage(v1::DEVICE_KIND_CPU), cpu);
 }

@@ -1,5 +1,3 @@
-#include "kernels/cuda/elementwise.h"
-
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -9,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/elementwise.cuh"
+#include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/numeric.cuh"
 #include "kernels/cuda/stream.cuh"
 #include "kernels/cuda/vector.cuh"

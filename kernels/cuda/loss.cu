@@ -1,11 +1,10 @@
-#include "kernels/cuda/loss.h"
-
 #include <cuda_runtime.h>
 
 #include <climits>
 #include <cmath>
 #include <cstdint>
 
+#include "kernels/cuda/loss.h"
 #include "kernels/cuda/numeric.cuh"
 #include "kernels/cuda/stream.cuh"
 #include "kernels/cuda/vector.cuh"

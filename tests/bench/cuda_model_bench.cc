@@ -78,10 +78,8 @@ absl::Status RunShape(const std::string& shape, const std::string& folder, doubl
   const BenchParts some{has("forward"), has("side"), has("training"), false};
   const BenchParts memory{false, false, has("training"), false};
   // As large as the GPU likes; a job's defaults; little memory; the batch whose memory the paper gives.
-  std::vector<std::pair<BenchSetting, BenchParts>> settings = {{{16, 512, 16, 16, 6}, all},
-                                                               {{16, 512, 8, 4, 6}, all},
-                                                               {{16, 512, 2, 2, 6}, some},
-                                                               {{4, 384, 2, 1, 2}, memory}};
+  std::vector<std::pair<BenchSetting, BenchParts>> settings = {
+      {{16, 512, 16, 16, 6}, all}, {{16, 512, 8, 4, 6}, all}, {{16, 512, 2, 2, 6}, some}, {{4, 384, 2, 1, 2}, memory}};
   if (is_large) settings = {{{1, 384, 1, 1, 2}, memory}, {{4, 384, 2, 1, 2}, memory}};
   if (shape == "tiny") settings = {{{4, 40, 2, 2, 2}, all}};
   settings.resize(std::min<std::size_t>(settings.size(), absl::GetFlag(FLAGS_settings)));

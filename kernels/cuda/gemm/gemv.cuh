@@ -1,10 +1,10 @@
-// Linear layers of few tokens (generation): each weight is read once (4-bit ones of more than four tokens twice, the second
-// time from L2) and multiplied as it comes, in float32. For .cu files.
+// Linear layers of few tokens (generation): each weight is read once (4-bit ones of more than four tokens twice, the
+// second time from L2) and multiplied as it comes, in float32. For .cu files.
 //
-// A warp makes one or a few rows of W times its block's tokens. A lane adds its columns in ascending order, the lanes are added
-// in a tree, all for each token by itself: a token's bits depend neither on the other tokens nor on their number. They
-// may differ in the last bits from what a product of many tokens (linear.cu) gives: there, 4-bit weights and x are
-// rounded to a half type first, and sums run over tiles.
+// A warp makes one or a few rows of W times its block's tokens. A lane adds its columns in ascending order, the lanes
+// are added in a tree, all for each token by itself: a token's bits depend neither on the other tokens nor on their
+// number. They may differ in the last bits from what a product of many tokens (linear.cu) gives: there, 4-bit weights
+// and x are rounded to a half type first, and sums run over tiles.
 #ifndef QST_KERNELS_CUDA_GEMM_GEMV_CUH_
 #define QST_KERNELS_CUDA_GEMM_GEMV_CUH_
 
