@@ -3,7 +3,7 @@
 #
 #   tests/run.sh            unit and end-to-end tests (optimised build); the GPU backend's code run on the CPU, and built
 #                           for GPUs where the CUDA toolkit is
-#   tests/run.sh --ci       also: unit tests under ASan and UBSan, every fuzzer for 30 s
+#   tests/run.sh --ci       also: unit tests under ASan and UBSan, every fuzzer for 15 s
 #
 # Tests on a GPU itself: tests/gpu/run_all.sh, from the bundle (deploy/README.md).
 # Tests that use the optional data folder (QST_SHARED_DATA, default ../shared/data) skip without it and say so.
@@ -60,7 +60,7 @@ skipped=$(printf '%s' "$skips" | grep -cE 'SKIPPED' || true)
 printf '%s\n' "${skips:-none}"
 
 say "GPU backend, its kernels run on the CPU (kernels/testing/cuda_shim)"
-run_tests --config=cuda_shim --test_env=QST_TEST_DEVICE=cuda \
+run_tests --config=cuda_shim --test_env=QST_TEST_DEVICE=cuda --test_env=QST_TEST_SHORT=1 \
   //kernels/... //worker/backbone/... //worker/side/... //worker/stream/... //worker/train/... //worker/infer/... \
   //worker:all //tests/e2e:main_job_test
 
@@ -78,8 +78,8 @@ fi
 if $full; then
   say "Unit tests under AddressSanitizer and UndefinedBehaviorSanitizer"
   run_tests --config=asan --config=ubsan --test_tag_filters=-e2e,-bench,-nosan //...
-  say "Fuzzers, ${QST_FUZZ_SECONDS:-30} s each"
-  if tests/fuzz/run.sh "${QST_FUZZ_SECONDS:-30}"; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+  say "Fuzzers, ${QST_FUZZ_SECONDS:-15} s each"
+  if tests/fuzz/run.sh "${QST_FUZZ_SECONDS:-15}"; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
 fi
 
 say "Done"

@@ -21,7 +21,9 @@ namespace qst {
 namespace cuda {
 namespace {
 
-constexpr int kChunkSteps = 4;  // of 8 keys: as many scores are in registers at a time
+// Of 8 keys: as many scores are in registers at a time.
+template <int S>
+constexpr int kChunkSteps = S == 1 ? 4 : 2;
 // Weights are powers of 2 of scores less a shift. It is raised to a row's largest score once that is so much above it:
 // rarely, and before weights grow beyond what float32 can hold.
 constexpr float kSlack = 8.0f;
@@ -79,11 +81,11 @@ __device__ __forceinline__ void ForwardTile(const RowFragments<S>& q, const Spli
                                             const SplitTile<S>& values, const Place& place, const Seen& seen,
                                             int begin_step, int end_step, Softmax<S>& state) {
 #pragma unroll 1
-  for (int chunk = 0; chunk < kSplitSteps; chunk += kChunkSteps) {
-    float scores[kChunkSteps][4];
+  for (int chunk = 0; chunk < kSplitSteps; chunk += kChunkSteps<S>) {
+    float scores[kChunkSteps<S>][4];
     float largest[2] = {-INFINITY, -INFINITY};
 #pragma unroll
-    for (int n = 0; n < kChunkSteps; ++n) {
+    for (int n = 0; n < kChunkSteps<S>; ++n) {
       if (kIsPartial && (chunk + n < begin_step || chunk + n >= end_step)) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) scores[n][i] = -INFINITY;
@@ -98,7 +100,7 @@ __device__ __forceinline__ void ForwardTile(const RowFragments<S>& q, const Spli
     }
     state.RaiseShifts(largest);
 #pragma unroll
-    for (int n = 0; n < kChunkSteps; ++n) {
+    for (int n = 0; n < kChunkSteps<S>; ++n) {
       if (kIsPartial && (chunk + n < begin_step || chunk + n >= end_step)) continue;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
