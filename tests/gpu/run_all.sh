@@ -45,6 +45,9 @@ for stage in ${only//,/ }; do
 done
 [[ -r "$root/VERSION" ]] || { echo "run_all.sh: $root is no bundle; build one with bazel build //deploy:bundle" >&2; exit 2; }
 
+{ cut -f 1 "$root"/tests/*.list; echo qlora; } | grep -E -- "$match" > /dev/null ||
+  { echo "run_all.sh: nothing matches --match $match" >&2; exit 2; }
+
 mkdir -p "$out/logs" && out=$(cd "$out" && pwd) || exit 2
 rm -f "$out"/logs/* "$out"/report.*
 tmp=$(mktemp -d)
@@ -238,8 +241,6 @@ deadline=$all
 [[ ",$only," != *,sanitizer,* ]] || run_sanitizer &
 [[ ",$only," != *,e2e,* ]] || run_e2e
 wait
-
-[[ -s "$runs" ]] || { echo "run_all.sh: nothing matches --match $match" >&2; exit 2; }
 
 date=$(date -u +%Y-%m-%dT%H:%M:%SZ)
 machine="$(uname -sr), $(nproc) processors"
