@@ -20,6 +20,7 @@ GPU_TESTS = {label: _GPU_CASES for label in [
     "//kernels/cuda:linear_test",
     "//kernels/cuda:mma_test",
     "//kernels/cuda:quant4_test",
+    "//kernels/cuda:skinny_test",
     "//worker:compute_device_test",
     "//worker/backbone:device_weights_test",
     "//worker/backbone:stage_test",

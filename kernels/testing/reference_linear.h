@@ -116,6 +116,27 @@ inline DoubleMatrix ToDouble(const Quant4View& w) {
   return DoubleMatrix{w.rows, w.cols, std::vector<double>(floats.begin(), floats.end())};
 }
 
+// What a product is added to: a result from before, and a bias [1, cols]; either may be null.
+inline DoubleMatrix Start(const GuardedMatrix* before, const GuardedMatrix* bias, std::int64_t rows,
+                          std::int64_t cols) {
+  DoubleMatrix start{rows, cols, std::vector<double>(rows * cols)};
+  for (std::int64_t i = 0; i < rows; ++i) {
+    for (std::int64_t j = 0; j < cols; ++j) {
+      if (before != nullptr) start.values[i * cols + j] += before->Get(i, j);
+      if (bias != nullptr) start.values[i * cols + j] += bias->Get(0, j);
+    }
+  }
+  return start;
+}
+
+// Bits of a row, so that NaN equals itself and -0 differs from 0.
+inline std::vector<std::uint32_t> Bits(const GuardedMatrix& m, std::int64_t row, std::int64_t cols) {
+  EXPECT_TRUE(SynchronizeTestDevice());
+  std::vector<std::uint32_t> bits;
+  for (std::int64_t j = 0; j < cols; ++j) bits.push_back(FloatBits(m.Get(row, j)));
+  return bits;
+}
+
 // How far off a result may be besides what float32 sums are.
 struct ProductTolerance {
   double sums = 1.0;      // factor of the bound of float32 sums
@@ -136,9 +157,8 @@ inline void ExpectIsProduct(const DoubleMatrix& a, const DoubleMatrix& b, const 
         expected += a(i, k) * b(k, j);
         magnitude += std::fabs(a(i, k) * b(k, j));
       }
-      const double tolerance =
-          tolerances.sums * static_cast<double>(a.cols + 2) * std::ldexp(1.0, -23) * magnitude +
-          tolerances.result * std::fabs(expected) + tolerances.absolute;
+      const double tolerance = tolerances.sums * static_cast<double>(a.cols + 2) * std::ldexp(1.0, -23) * magnitude +
+                               tolerances.result * std::fabs(expected) + tolerances.absolute;
       if (!(std::fabs(actual(i, j) - expected) <= tolerance) && ++num_wrong <= 3) {
         ADD_FAILURE() << "element (" << i << ", " << j << ") of [" << a.rows << ", " << b.cols << "], k " << a.cols
                       << ": expected " << expected << " +- " << tolerance << ", actual " << actual(i, j);
