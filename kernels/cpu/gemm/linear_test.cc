@@ -22,6 +22,7 @@ using testing_kernels::DoubleMatrix;
 using testing_kernels::ExpectIsProduct;
 using testing_kernels::GuardedMatrix;
 using testing_kernels::IsQuantized;
+using testing_kernels::Start;
 using testing_kernels::TestWeight;
 using testing_kernels::ToDouble;
 using testing_kernels::WeightKind;
@@ -69,17 +70,6 @@ constexpr Shape kShapes[] = {
     {25, 70, 192, 64}, {12, 100, 172, 64}, {40, 16, 832, 64},  {300, 40, 31, 64},  {25, 100, 1664, 128},
     {4, 9, 4096, 4096}, {6, 20, 1000, 256}, {259, 65, 129, 64}, {90, 300, 160, 64},
 };
-
-DoubleMatrix Start(const GuardedMatrix* before, const GuardedMatrix* bias, std::int64_t rows, std::int64_t cols) {
-  DoubleMatrix start{rows, cols, std::vector<double>(rows * cols)};
-  for (std::int64_t i = 0; i < rows; ++i) {
-    for (std::int64_t j = 0; j < cols; ++j) {
-      if (before != nullptr) start.values[i * cols + j] += before->Get(i, j);
-      if (bias != nullptr) start.values[i * cols + j] += bias->Get(0, j);
-    }
-  }
-  return start;
-}
 
 TEST_P(LinearTest, ForwardMatchesFloat64) {
   int shape_number = 0;
