@@ -18,6 +18,7 @@
 namespace qst {
 namespace {
 
+using testing_kernels::Bits;
 using testing_kernels::DoubleMatrix;
 using testing_kernels::ExpectIsProduct;
 using testing_kernels::GuardedMatrix;
@@ -151,13 +152,6 @@ TEST_P(LinearTest, BackwardWeightMatchesFloat64) {
       EXPECT_TRUE(grad_bias.GuardsAreIntact());
     }
   }
-}
-
-// Bits, so that NaN equals itself and -0 differs from 0.
-std::vector<std::uint32_t> Bits(const GuardedMatrix& m, std::int64_t row, std::int64_t cols) {
-  std::vector<std::uint32_t> bits;
-  for (std::int64_t j = 0; j < cols; ++j) bits.push_back(FloatBits(m.Get(row, j)));
-  return bits;
 }
 
 TEST_P(LinearTest, ARowHasTheSameBitsAloneAndInAnyBatchWithAnyNumberOfThreads) {
