@@ -49,6 +49,8 @@ compare() {
       exit !(sum / all <= mean && most * NR / all <= worst)
     }' || fail "the loss curve of $1 on the GPU left that of the CPU: $(paste "$work/cpu" "$work/$1" | tr '\n' ';')"
 }
-compare bf16 0.02 0.08
-compare f16 0.02 0.08
-compare f32 0.01 0.04
+# Several times what an H200 gave: 0.3 and 1 % in bf16, 0.07 and 0.2 % in f16. In f32 products with 4-bit weights still
+# round their factors to bf16.
+compare bf16 0.01 0.03
+compare f16 0.003 0.01
+compare f32 0.01 0.03
