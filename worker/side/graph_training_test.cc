@@ -1,4 +1,5 @@
-// The same training with graphs and without: not a bit may differ, whatever shapes come.
+// The same training with graphs and without, its products in TF32 as jobs have them: not a bit may differ, whatever
+// shapes come.
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
@@ -8,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
+#include "kernels/cuda/device.h"
 #include "kernels/device_memory.h"
 #include "kernels/dtype_convert.h"
 #include "kernels/ops.h"
@@ -68,7 +70,13 @@ class GraphTrainingGpuTest : public testing::TestWithParam<std::string> {
   void SetUp() override {
     QST_SKIP_WITHOUT_DEVICE(DeviceType::kCuda);
     if (!GoldenCase(GetParam()).config().has_side_network()) GTEST_SKIP() << "no layers";
-    ctx_ = TestDeviceContext(DeviceType::kCuda, nullptr);
+    cuda::StreamOptions options;
+    options.allow_tf32 = true;
+    auto stream = cuda::DeviceOf(*TestCuda::StreamOrNull()).NewStream(options);
+    QST_ASSERT_OK(stream);
+    stream_ = *std::move(stream);
+    ctx_.device = DeviceType::kCuda;
+    ctx_.stream = stream_.get();
   }
 
   // A step a micro-batch, each with a learning rate and a scale of its own; after some an evaluation.
@@ -143,6 +151,7 @@ class GraphTrainingGpuTest : public testing::TestWithParam<std::string> {
     return graphs.stats;
   }
 
+  cuda::StreamPtr stream_;
   OpContext ctx_;
 };
 
