@@ -67,7 +67,9 @@ done < "$manifest"
 
 if [[ -n "$shared_data" ]]; then
   mkdir -p "$root/data/models" "$root/data/glue/sst2"
-  for model in stories260K-hf stories260K aidreams260K-hf aidreams260K; do cp -rL "$shared_data/models/$model" "$root/data/models/"; done
+  for model in stories260K-hf stories260K aidreams260K-hf aidreams260K; do
+    cp -rL "$shared_data/models/$model" "$root/data/models/"
+  done
   for part in train dev; do head -n 300 "$shared_data/glue/sst2/$part.tsv" > "$root/data/glue/sst2/$part.tsv"; done
   chmod -R u+w "$root/data"
 fi

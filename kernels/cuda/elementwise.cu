@@ -1,3 +1,5 @@
+#include "kernels/cuda/elementwise.h"
+
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -7,7 +9,6 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/elementwise.cuh"
-#include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/numeric.cuh"
 #include "kernels/cuda/stream.cuh"
 #include "kernels/cuda/vector.cuh"

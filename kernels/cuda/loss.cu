@@ -1,10 +1,11 @@
+#include "kernels/cuda/loss.h"
+
 #include <cuda_runtime.h>
 
 #include <climits>
 #include <cmath>
 #include <cstdint>
 
-#include "kernels/cuda/loss.h"
 #include "kernels/cuda/numeric.cuh"
 #include "kernels/cuda/stream.cuh"
 #include "kernels/cuda/vector.cuh"
@@ -14,8 +15,8 @@ namespace cuda {
 namespace {
 
 constexpr int kWidth = kWideElems<float>;
-// So many that a multiprocessor has room for one block: the rows that are under way stay in L2 between both passes,
-// which three blocks a multiprocessor with rows of 32,000 logits would not.
+// So many that a multiprocessor has room for one block: then rows of 32,000 logits that are under way, 17 MB of 132
+// blocks, fit in L2 between both passes; with three blocks a multiprocessor they would not.
 constexpr int kMaxThreads = 1024;
 // Groups that a thread has under way at once.
 constexpr int kBatch = 4;

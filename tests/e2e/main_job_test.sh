@@ -34,7 +34,7 @@ for placement in "${placements[@]}"; do
 done
 
 if [[ "$device" == cuda ]]; then
-  plane=$(grep -ho 'side network.*: NCCL.*' "$store"/logs/*.log | tail -1)
+  plane=$(grep -ho 'side network.*: NCCL.*' "$store"/logs/*.log | tail -1 || true)
   [[ -n "$plane" ]] || fail "no log says that parts in several processes met over NCCL"
   echo "$plane"
 fi

@@ -32,8 +32,7 @@ absl::Status SkinnyProduct(Stream& stream, const ConstMatrixView& x, const Const
 absl::Status SkinnyGrad(Stream& stream, const ConstMatrixView& grad_y, const ConstMatrixView& x,
                         const MatrixView& grad_w, bool accumulate);
 
-// ---- Shared by the kernels
-// ----------------------------------------------------------------------------------------------
+// ---- Shared by the kernels ------------------------------------------------------------------------
 
 // Warps of a block, each of which takes a share of the inner dimension.
 constexpr int kSkinnyWarps = 8;

@@ -7,7 +7,7 @@ publish, rank aside. Sequences have one length, so nothing is padded; the second
     python3 tests/bench/peers/qlora_peer.py [--shape llama-2-7b|tiny] [--sequences 16] [--length 512] [--micro 4]
         [--steps 4] [--forward-only]
 
-Prints lines of JSON like the benchmarks' (ratio: null). --micro is the number of sequences in a forward pass.
+Needs torch, transformers, peft and bitsandbytes from PyPI. Prints lines of JSON like the benchmarks' (ratio: null). --micro is the number of sequences in a forward pass.
 """
 
 import argparse
